@@ -1,0 +1,116 @@
+"""Reading labels, in whatever form they come, into one sparse matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
+
+from features import _checks as checks
+from features._label_space import LabelSpace
+
+__all__ = ["as_label_matrix"]
+
+
+def as_label_matrix(
+    Y: Any, *, classes: ArrayLike, n_images: int, image_ids: ArrayLike | None = None
+) -> sparse.csr_array:
+    """Labels as a canonical CSR matrix of ones, int8, shape (n_images, n_classes).
+
+    Parameters
+    ----------
+    Y : array or sparse matrix of 0 and 1, DataFrame of such, or list of label-name lists
+        DataFrame columns are realigned to `classes` by name.
+    classes : array-like of shape (n_classes,)
+        Class names.
+    n_images : int
+        Number of images expected.
+    image_ids : array-like of shape (n_images,), optional
+        When given, a DataFrame's rows are realigned to these by its index.
+
+    Raises
+    ------
+    ValueError
+        For another shape, values other than 0 and 1, and unknown names.
+
+    Examples
+    --------
+    >>> as_label_matrix([["a"], [], ["b", "a"]], classes=["a", "b"], n_images=3).toarray().tolist()
+    [[1, 0], [0, 0], [1, 1]]
+    """
+    names = checks.as_names(classes, "class name")
+    if isinstance(Y, pd.DataFrame):
+        Y = _align_label_frame(Y, names, image_ids)
+    if not sparse.issparse(Y) and _is_label_lists(Y):
+        matrix = _matrix_of_lists(Y, names)
+    else:
+        matrix = _binary_csr(Y)
+    if matrix.shape != (n_images, len(names)):
+        raise ValueError(
+            f"Y must have shape (n_images, n_classes) = {(n_images, len(names))}; "
+            f"got {matrix.shape}"
+        )
+    return matrix
+
+
+def _align_label_frame(
+    frame: pd.DataFrame, names: NDArray[np.str_], image_ids: ArrayLike | None
+) -> NDArray[Any]:
+    if image_ids is None:
+        image_ids = checks.as_names(frame.index, "image id", unique=False)
+        columns = checks.positions(names, frame.columns, what="class name", where="Y")
+        return checks.take_axis(frame.to_numpy(), columns, 1)
+    return checks.align_frame(frame, checks.as_names(image_ids, "image id"), names, "Y")
+
+
+def _is_label_lists(Y: Any) -> bool:
+    """Whether Y holds one collection of label names an image, and not numbers."""
+    if isinstance(Y, np.ndarray) and Y.dtype.kind != "O":
+        if Y.ndim == 1 and Y.dtype.kind in "US":
+            raise ValueError("Y must hold a list of labels an image; got one string each: wrap it")
+        return False
+    if isinstance(Y, np.ndarray) and Y.ndim != 1:
+        return False
+    strings = [labels for labels in Y if isinstance(labels, str)]
+    if strings:
+        raise ValueError(
+            f"Y must hold a list of labels an image; got the string {strings[0]!r}: wrap it"
+        )
+    return all(_is_collection_of_names(labels) for labels in Y)
+
+
+def _is_collection_of_names(labels: Any) -> bool:
+    return isinstance(labels, Iterable) and all(isinstance(name, str) for name in labels)
+
+
+def _matrix_of_lists(Y: Iterable[Iterable[str]], names: NDArray[np.str_]) -> sparse.csr_array:
+    lists = [list(labels) for labels in Y]
+    flat = [name for labels in lists for name in labels]
+    columns = LabelSpace(names).index(flat) if flat else np.empty(0, dtype=np.intp)
+    indptr = np.concatenate([[0], np.cumsum([len(labels) for labels in lists], dtype=np.int64)])
+    matrix = sparse.csr_array(
+        (np.ones(len(flat), dtype=np.int8), columns, indptr), shape=(len(lists), len(names))
+    )
+    matrix.sum_duplicates()
+    matrix.data[:] = 1  # A label listed twice is still one label.
+    return matrix
+
+
+def _binary_csr(Y: Any) -> sparse.csr_array:
+    values = Y if sparse.issparse(Y) else np.asarray(Y)
+    if values.ndim != 2:
+        raise ValueError(f"Y must have shape (n_images, n_classes); got {values.shape}")
+    data = values.data if sparse.issparse(values) else values
+    data = np.asarray(data)
+    if data.dtype.kind not in "biuf" or not ((data == 0) | (data == 1)).all():
+        wrong = data[(data != 0) & (data != 1)] if data.dtype.kind in "biuf" else data
+        raise ValueError(f"Y must hold 0 and 1 only; found {wrong.reshape(-1)[:3].tolist()}")
+    matrix = sparse.csr_array(values, dtype=np.int8, copy=sparse.issparse(values))
+    matrix.eliminate_zeros()
+    matrix.sum_duplicates()
+    matrix.sort_indices()
+    return matrix
