@@ -1,0 +1,185 @@
+"""Checks of probability and label matrices, done once at the public boundary.
+
+Inside the package a matrix is either a C-ordered array or a canonical ``csr_array``; the kernels
+read both through `Rows`, three flat arrays.
+"""
+
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["Rows", "as_rows", "check_beta", "check_empty_score", "check_labels", "check_probs"]
+
+# A C-ordered ndarray or a canonical csr_array; scipy is untyped here.
+Matrix: TypeAlias = Any
+
+
+class Rows(NamedTuple):
+    """A dense or sparse matrix as flat arrays, the form that the numba kernels take.
+
+    ``values[indptr[i]:indptr[i + 1]]`` are the entries of row i. ``indices`` names their columns;
+    it is empty for a dense matrix, where entry j of a row stands in column j.
+    """
+
+    values: NDArray[Any]
+    indices: NDArray[np.int32]
+    indptr: NDArray[np.int64]
+    n_columns: int
+
+    @property
+    def n_rows(self) -> int:
+        """Number of images."""
+        return len(self.indptr) - 1
+
+
+def as_rows(matrix: Matrix) -> Rows:
+    """View a checked matrix as `Rows`; copies nothing but the row pointers."""
+    n_rows, n_columns = matrix.shape
+    if sp.issparse(matrix):
+        indices = matrix.indices.astype(np.int32, copy=False)
+        return Rows(matrix.data, indices, matrix.indptr.astype(np.int64), n_columns)
+    indptr = np.arange(n_rows + 1, dtype=np.int64) * n_columns
+    return Rows(np.ascontiguousarray(matrix).ravel(), np.empty(0, np.int32), indptr, n_columns)
+
+
+def check_probs(proba: ArrayLike, *, dtype: Any = np.float32, name: str = "proba") -> Matrix:
+    """Probabilities as a C-ordered array or canonical CSR of `dtype`; never the caller's memory.
+
+    Parameters
+    ----------
+    proba : array-like or sparse matrix of shape (n_images, n_classes)
+        Finite values in [0, 1]; float16, integers, Fortran order and read-only arrays are fine.
+    dtype : dtype or None
+        Float type wanted; None keeps float32 and float64 and turns the rest into float32.
+    name : str
+        How error messages call the matrix.
+
+    Raises
+    ------
+    ValueError
+        For another number of dimensions, complex, NaN, infinite or out-of-range values.
+    """
+    matrix = _two_dimensional(proba, name)
+    values = matrix.data if sp.issparse(matrix) else matrix
+    if values.dtype == object:
+        values = values.astype(np.float64)
+    if np.iscomplexobj(values):
+        raise ValueError(f"{name} must be real probabilities. Complex data not supported.")
+    _check_range(values, matrix, name)
+    if dtype is None:
+        dtype = np.float64 if values.dtype == np.float64 else np.float32
+    if sp.issparse(matrix):
+        return _canonical(matrix, dtype)
+    return np.ascontiguousarray(values, dtype=dtype)
+
+
+def check_labels(labels: ArrayLike, *, name: str = "Y") -> sp.csr_array:
+    """Labels, dense or sparse 0/1, as a canonical CSR int8 array without stored zeros.
+
+    Raises
+    ------
+    ValueError
+        If the matrix is not two-dimensional or holds anything but 0 and 1.
+    """
+    matrix = _two_dimensional(labels, name)
+    values = matrix.data if sp.issparse(matrix) else matrix
+    if values.dtype == object:
+        values = values.astype(np.float64)
+    if values.dtype != bool:
+        _check_binary(values, name)
+    if not sp.issparse(matrix):
+        return sp.csr_array(values.astype(np.int8))
+    found = _canonical(matrix, np.int8)
+    if found.nnz and found.data.max() > 1:
+        raise ValueError(f"{name} must be 0 or 1; an entry is stored twice. Sum duplicates.")
+    if found.nnz and not found.data.all():
+        found = found.copy()
+        found.eliminate_zeros()
+    return found
+
+
+def check_beta(beta: float) -> float:
+    """Return beta, a real number above 0."""
+    if not (np.isreal(beta) and np.isfinite(beta) and beta > 0):
+        raise ValueError(f"The 'beta' parameter must be a finite number above 0. Got {beta!r}.")
+    return float(beta)
+
+
+def check_empty_score(empty_score: float, *, allow_nan: bool = False) -> float:
+    """Return the score, in [0, 1], of units with no true and no predicted label."""
+    if allow_nan and np.isnan(empty_score):
+        return float("nan")
+    if not 0.0 <= empty_score <= 1.0:
+        extra = " or NaN (leave such units out)" if allow_nan else ""
+        raise ValueError(
+            f"The 'empty_score' parameter must lie in [0, 1]{extra}. Got {empty_score!r}."
+        )
+    return float(empty_score)
+
+
+def check_same_shape(first: Matrix, second: Matrix, names: tuple[str, str]) -> None:
+    """Both matrices have the same images and classes."""
+    if first.shape != second.shape:
+        raise ValueError(
+            f"{names[0]} and {names[1]} must have the same shape (n_images, n_classes), however: "
+            f"{names[0]}.shape={first.shape}, {names[1]}.shape={second.shape}."
+        )
+
+
+def _two_dimensional(data: ArrayLike, name: str) -> Any:
+    matrix: Any = data if sp.issparse(data) else np.asarray(data)
+    if matrix.ndim != 2:
+        raise ValueError(
+            f"{name} must be two-dimensional (n_images, n_classes). Got {matrix.ndim} "
+            f"dimension(s), shape {matrix.shape}. Reshape your data: one row per image."
+        )
+    return matrix.tocsr() if sp.issparse(matrix) else matrix
+
+
+def _canonical(matrix: Any, dtype: Any) -> sp.csr_array:
+    csr = sp.csr_array(matrix, dtype=dtype)
+    if csr.has_canonical_format:
+        return csr
+    csr = csr.copy()
+    csr.sum_duplicates()
+    return csr
+
+
+def _check_range(values: NDArray[Any], matrix: Any, name: str) -> None:
+    if values.size == 0:
+        return
+    low, high = values.min(), values.max()
+    if low >= 0 and high <= 1:
+        return
+    bad = ~((values >= 0) & (values <= 1))
+    first = int(np.flatnonzero(bad.ravel())[0])
+    image, klass = _locate(first, matrix)
+    value = float(values.ravel()[first])
+    if not np.isfinite(value):
+        found = "NaN" if np.isnan(value) else "infinity"
+        raise ValueError(
+            f"{name} must be finite: it contains {found} at image {image}, class {klass} "
+            f"({int(bad.sum()):,} bad values in all)."
+        )
+    raise ValueError(
+        f"{name} must lie in [0, 1]; {int(bad.sum()):,} values do not, first: image {image}, "
+        f"class {klass}, value {value:.4g}. Apply a sigmoid if these are logits."
+    )
+
+
+def _locate(flat: int, matrix: Any) -> tuple[int, int]:
+    if sp.issparse(matrix):
+        row = int(np.searchsorted(matrix.indptr, flat, side="right")) - 1
+        return row, int(matrix.indices[flat])
+    return flat // matrix.shape[1], flat % matrix.shape[1]
+
+
+def _check_binary(values: NDArray[Any], name: str) -> None:
+    bad = (values != 0) & (values != 1)
+    if bad.any():
+        raise ValueError(
+            f"{name} must hold 0 and 1 only; {int(bad.sum()):,} values do not, first: "
+            f"{values[bad][0]!r}. Pass a 0/1 indicator matrix of shape (n_images, n_classes)."
+        )
