@@ -137,8 +137,9 @@ class Stack:
             values = checks.align_frame(values, self.image_ids, self.classes, where)
         if sparse.issparse(values):
             matrix = sparse.csr_array(values)
+            # scipy's sparse routines know no float16.
+            matrix.data = checks.as_float(matrix.data, where).astype(np.float32, copy=False)
             matrix.sum_duplicates()
-            matrix.data = checks.as_float(matrix.data, where)
             values = matrix
         else:
             values = checks.as_float(values, where)

@@ -1,0 +1,178 @@
+"""Reading CSV and Parquet tables into what `FeatureStore.from_arrays` takes."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+
+from features import _checks as checks
+
+__all__ = ["CsvReader", "ParquetReader", "gather"]
+
+MISSING = ["", "NA", "N/A", "nan", "NaN", "null", "None"]
+
+
+class Reader(Protocol):
+    """Reads one table into a DataFrame indexed by image id."""
+
+    def __call__(self, path: str | os.PathLike[str], *, text: Iterable[str] = ()) -> pd.DataFrame:
+        """Read; the columns named in `text` stay as they are written."""
+
+
+class CsvReader:
+    """Reads CSV files whose column `id_column` holds the image ids."""
+
+    def __init__(self, id_column: str) -> None:
+        self.id_column = id_column
+
+    def __call__(self, path: str | os.PathLike[str], *, text: Iterable[str] = ()) -> pd.DataFrame:
+        """Read a file; refuse a missing id column, repeated columns and repeated ids."""
+        columns = _header(path)
+        _check_columns(columns, [self.id_column], path)
+        repeated = sorted({c for c in columns if columns.count(c) > 1})
+        if repeated:
+            raise ValueError(f"{path}: columns stand twice: {checks.first_few(repeated)}")
+        # An image or label called "NA" is a name, not a gap.
+        verbatim = {self.id_column, *text} & set(columns)
+        frame = pd.read_csv(
+            path,
+            encoding="utf-8-sig",
+            dtype=dict.fromkeys(verbatim, "str"),
+            keep_default_na=False,
+            na_values={c: MISSING for c in columns if c not in verbatim},
+        )
+        return _index_by(frame, self.id_column, path)
+
+
+class ParquetReader:
+    """Reads Parquet files with the image ids in column or index `id_column`; or CSV, by suffix."""
+
+    def __init__(self, id_column: str) -> None:
+        self.id_column = id_column
+
+    def __call__(self, path: str | os.PathLike[str], *, text: Iterable[str] = ()) -> pd.DataFrame:
+        """Read a file; refuse a missing id column and repeated ids."""
+        if str(path).lower().endswith(".csv"):
+            return CsvReader(self.id_column)(path, text=text)
+        _check_file(path)
+        frame = pd.read_parquet(path)
+        if self.id_column not in frame.columns and frame.index.name == self.id_column:
+            frame = frame.reset_index()
+        _check_columns(list(map(str, frame.columns)), [self.id_column], path)
+        return _index_by(frame, self.id_column, path)
+
+
+def gather(
+    read: Reader,
+    probabilities: Mapping[str, str | os.PathLike[str]],
+    labels: str | os.PathLike[str] | None,
+    metadata: str | os.PathLike[str] | None,
+    label_column: str,
+) -> dict[str, Any]:
+    """Read all tables; the first model's file gives the order of images and classes."""
+    if not probabilities:
+        raise ValueError("name at least one model and its file, for example {'se101': 'a.csv'}")
+    frames = {model: _numbers(read(path), path) for model, path in probabilities.items()}
+    first = next(iter(frames.values()))
+    given: dict[str, Any] = {
+        "image_ids": first.index,
+        "classes": first.columns,
+        "probabilities": frames,
+    }
+    if labels is not None:
+        table = read(labels, text=[label_column])
+        _check_columns(list(table.columns), [label_column], labels)
+        given |= _labels(table[label_column], first, labels)
+    if metadata is not None:
+        given |= _metadata(read(metadata, text=["split_group"]), first.index, metadata)
+    return given
+
+
+def _labels(column: pd.Series, first: pd.DataFrame, path: Any) -> dict[str, Any]:
+    """Label lists in the order of the images; images without a line are not known."""
+    unknown = column.index[~column.index.isin(first.index)]
+    if len(unknown):
+        raise ValueError(
+            f"{path}: {len(unknown):,} images have labels but no probabilities, first: "
+            f"{checks.first_few(unknown)}"
+        )
+    lists = column.map(lambda cell: cell.split() if isinstance(cell, str) else list(cell))
+    names = set(map(str, first.columns))
+    strange = lists[[not names.issuperset(labels) for labels in lists]]
+    if len(strange):
+        labels = [label for label in strange.iloc[0] if label not in names]
+        raise ValueError(
+            f"{path}: image {strange.index[0]!r} has labels that are no class column: "
+            f"{checks.first_few(labels)}; {len(strange):,} images have such labels"
+        )
+    known = np.asarray(first.index.isin(lists.index))
+    by_image = lists.to_dict()
+    return {"labels": [by_image.get(i, []) for i in first.index], "labels_known": known}
+
+
+def _metadata(table: pd.DataFrame, image_ids: pd.Index, path: Any) -> dict[str, Any]:
+    order = checks.positions(
+        checks.as_names(image_ids, "image id"), table.index, what="image id", where=str(path)
+    )
+    table = table if order is None else table.iloc[order]
+    given: dict[str, Any] = {}
+    for name in ("split_group", "fold"):
+        if name in table.columns:
+            given[name] = table.pop(name)
+    if len(table.columns):
+        given["metadata"] = table
+    return given
+
+
+def _numbers(frame: pd.DataFrame, path: Any) -> pd.DataFrame:
+    """Refuse columns that are not numeric, naming the first cell."""
+    if not len(frame.columns):
+        raise ValueError(f"{path}: there is no class column beside the image ids")
+    for name in frame.columns[[not pd.api.types.is_numeric_dtype(t) for t in frame.dtypes]]:
+        numbers = pd.to_numeric(frame[name], errors="coerce")
+        wrong = frame.index[numbers.isna() & frame[name].notna()]
+        raise ValueError(
+            f"{path}: column {name!r} must hold numbers; image {wrong[0]!r} has "
+            f"{frame.loc[wrong[0], name]!r}"
+        )
+    return frame
+
+
+def _header(path: str | os.PathLike[str]) -> list[str]:
+    _check_file(path)
+    with Path(path).open(encoding="utf-8-sig", newline="") as lines:
+        columns = next(csv.reader(lines), None)
+    if not columns:
+        raise ValueError(f"{path} is empty; its first line must name the columns")
+    return columns
+
+
+def _check_file(path: str | os.PathLike[str]) -> None:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+
+
+def _check_columns(columns: list[str], expected: list[str], path: Any) -> None:
+    missing = [c for c in expected if c not in columns]
+    if missing:
+        hint = " Is it separated by semicolons? Use commas." if ";" in "".join(columns) else ""
+        raise ValueError(
+            f"{path} must have the columns {expected}; {missing} are missing, it has "
+            f"{checks.first_few(columns)}.{hint}"
+        )
+
+
+def _index_by(frame: pd.DataFrame, column: str, path: Any) -> pd.DataFrame:
+    frame = frame.set_index(column)
+    frame.columns = frame.columns.map(str)
+    try:
+        frame.index = pd.Index(checks.as_names(frame.index, "image id"), name="image_id")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return frame
