@@ -1,0 +1,181 @@
+"""A timm model by name, as a frozen feature extractor."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cnn_extract._torchvision import import_timm, import_torch
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+__all__ = ["InputConfig", "check_model_name", "create_model", "embed", "fuse_norms", "input_config"]
+
+# Folding changes the order of float32 sums, no more; a wrong fold is off by whole units.
+FUSE_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class InputConfig:
+    """What a model expects: side in pixels, and each channel's mean and std on the scale 0 to 1."""
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def check_model_name(name: str) -> str:
+    """Return `name` if timm has that model.
+
+    Raises
+    ------
+    ValueError
+        When timm has no such model; names the nearest ones.
+    """
+    timm = import_timm()
+    if name.startswith(("hf_hub:", "hf-hub:", "local-dir:")) or timm.is_model(name):
+        return name
+    known = timm.list_models()
+    plain = {_plain(k): k for k in known}
+    near = difflib.get_close_matches(_plain(name), list(plain), n=5, cutoff=0.5)
+    # "efficientnet-lite0" is near to much, but it is a part of few names.
+    parts = sorted((k for k in known if _plain(name) in _plain(k)), key=len)
+    found = list(dict.fromkeys([*parts[:3], *(plain[n] for n in near)]))[:5]
+    hint = f"near names: {', '.join(found)}" if found else "see timm.list_models()"
+    raise ValueError(f"timm has no model {name!r}; {hint}")
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def create_model(
+    name: str, *, n_channels: int = 3, num_classes: int | None = None, pretrained: bool = False
+) -> nn.Module:
+    """Make a timm model in evaluation mode, without gradients.
+
+    Parameters
+    ----------
+    name : str
+        A timm model.
+    n_channels : int, default=3
+        Channels of the images.
+    num_classes : int, optional
+        Width of the classifier; default: the model's own.
+    pretrained : bool, default=False
+        Load weights from timm's hub.
+    """
+    timm = import_timm()
+    check_model_name(name)
+    extra = {} if num_classes is None else {"num_classes": num_classes}
+    model: nn.Module = timm.create_model(name, pretrained=pretrained, in_chans=n_channels, **extra)
+    return model.eval().requires_grad_(False)
+
+
+def input_config(model: nn.Module, *, size: int | None, n_channels: int) -> InputConfig:
+    """Input side (`size`, or the model's own), mean and std, repeated over further channels.
+
+    Raises
+    ------
+    ValueError
+        When `size` differs from the only one the model takes.
+    """
+    timm = import_timm()
+    found = timm.data.resolve_data_config({}, model=model)
+    own = int(found["input_size"][-1])
+    fixed = bool(getattr(model, "pretrained_cfg", {}).get("fixed_input_size", False))
+    if size is not None and size != own and fixed:
+        raise ValueError(f"this model takes only {own} x {own} pixels; got --size {size}")
+    repeat = -(-n_channels // 3)
+    mean, std = ((tuple(found[k]) * repeat)[:n_channels] for k in ("mean", "std"))
+    return InputConfig(size or own, mean, std)
+
+
+def embed(
+    model: nn.Module, images: torch.Tensor, config: InputConfig, *, tta: str = "none"
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Penultimate features and class logits of one batch, from one pass of the backbone.
+
+    Parameters
+    ----------
+    model : timm model
+    images : uint8 tensor of shape (n_images, height, width, channels)
+    config : InputConfig
+        Mean and std to normalise with.
+    tta : {"none", "hflip"}, default="none"
+        With "hflip" the features and the logits of the image and of its mirror image are averaged.
+
+    Returns
+    -------
+    features : float32 tensor of shape (n_images, dim)
+    logits : float32 tensor of shape (n_images, num_classes), or None without a classifier
+    """
+    torch = import_torch()
+    from cnn_extract.transforms import VIEWS
+
+    batch = _normalise(images, config)
+    views = [batch if view == "plain" else batch.flip(3) for view in VIEWS[tta]]
+    with torch.inference_mode():
+        outputs = [_forward(model, view) for view in views]
+        features = torch.stack([f for f, _ in outputs]).mean(0)
+        logits = [one for _, one in outputs if one is not None]
+        return features, torch.stack(logits).mean(0) if logits else None
+
+
+def _normalise(images: torch.Tensor, config: InputConfig) -> torch.Tensor:
+    """Scale to the model's mean and std; the result is channels_last, as the images come."""
+    torch = import_torch()
+    mean = torch.tensor(config.mean).view(1, -1, 1, 1) * 255
+    scale = torch.tensor(config.std).view(1, -1, 1, 1) * 255
+    batch: torch.Tensor = images.permute(0, 3, 1, 2).float()
+    return batch.sub_(mean).div_(scale)
+
+
+def _forward(model: Any, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    features = model.forward_head(model.forward_features(batch), pre_logits=True)
+    if model.num_classes == 0:
+        return features, None
+    classifier = model.get_classifier()
+    # Classifiers with two outputs or of a shape of their own (distilled ones) have no plain logits.
+    return features, classifier(features) if callable(classifier) else None
+
+
+def fuse_norms(model: nn.Module, size: int, n_channels: int) -> nn.Module:
+    """Fold each batch norm into the convolution before it: the same numbers, about 1.4 times faster.
+
+    Folding relies on a norm that follows its convolution in the module also following it in the
+    forward pass, so the result is checked on a random image; a model where that fails is returned
+    as it was.
+    """
+    torch = import_torch()
+    fused = copy.deepcopy(model)
+    for parent in fused.modules():
+        _fuse_children(parent)
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randn(2, n_channels, size, size, generator=generator)
+    with torch.inference_mode():
+        want, got = (m.forward_features(probe) for m in (model, fused))
+    if not torch.is_tensor(want):
+        return model
+    close = torch.allclose(want, got, rtol=FUSE_TOLERANCE, atol=FUSE_TOLERANCE * want.abs().max())
+    return fused if close else model
+
+
+def _fuse_children(parent: nn.Module) -> None:
+    from torch import nn
+    from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+    children = list(parent.named_children())
+    for (first, conv), (second, norm) in zip(children, children[1:], strict=False):
+        fits = isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+        if not fits or conv.out_channels != norm.num_features:
+            continue
+        setattr(parent, first, fuse_conv_bn_eval(conv, norm))
+        # timm's BatchNormAct2d holds its activation; a plain norm leaves nothing behind.
+        rest = [getattr(norm, part) for part in ("drop", "act") if hasattr(norm, part)]
+        setattr(parent, second, nn.Sequential(*rest) if rest else nn.Identity())
