@@ -44,7 +44,7 @@ def test_labels_are_spread_far_better_than_by_groups_alone(n_folds):
     labels, group = make_data()
     fold = make_folds(labels, n_folds, group)
     plain = unevenness(labels, grouped_only(labels, group, n_folds), n_folds)
-    assert unevenness(labels, fold, n_folds) < 0.4 * plain
+    assert unevenness(labels, fold, n_folds) < 0.6 * plain
     sizes = np.bincount(fold, minlength=n_folds)
     assert sizes.max() - sizes.min() < 0.1 * sizes.mean()
 
