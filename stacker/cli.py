@@ -1,0 +1,337 @@
+"""The ``stacker`` command."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec
+from zipfile import ZipFile
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+
+from features.store import FeatureStore
+from stacker._output import refuse_existing, temporary_beside, write_text
+from stacker._progress import Log
+from stacker._tables import print_key_values, print_score_table
+
+__all__ = ["app", "main"]
+
+FAILED, REFUSED = 1, 2
+
+app = typer.Typer(
+    help="Better label sets from several models' predictions.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Store = Annotated[Path, typer.Argument(help="Feature store (a folder).", show_default=False)]
+Model = Annotated[Path, typer.Argument(help="Fitted model (a folder).", show_default=False)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No log and no progress.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace outputs that exist.")]
+Seed = Annotated[int, typer.Option("--random-state", help="Seed of everything random.")]
+Average = Annotated[str, typer.Option(help="F-beta over samples, macro or micro.")]
+Beta = Annotated[float, typer.Option(help="Weight of recall against precision.")]
+
+P = ParamSpec("P")
+
+
+def _ends_well(command: Callable[P, None]) -> Callable[P, None]:
+    """Turn errors into one line on stderr and an exit code: 2 refused, 1 failed."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except (ValueError, FileExistsError, FileNotFoundError, NotADirectoryError) as error:
+            _stop(f"refused: {error}", REFUSED, error)
+        except (RuntimeError, OSError, MemoryError, ModuleNotFoundError) as error:
+            _stop(f"failed: {error}", FAILED, error)
+
+    return wrapped
+
+
+def _stop(text: str, code: int, error: BaseException) -> None:
+    typer.echo(text, err=True)
+    raise typer.Exit(code) from error
+
+
+def _version(value: bool) -> None:
+    if value:
+        from stacker.report import library_versions
+
+        for name, number in library_versions().items():
+            typer.echo(f"{name} {number}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Versions, then stop."),
+    ] = False,
+) -> None:
+    """Better label sets from several models' predictions."""
+
+
+@app.command(epilog="Example: [bold]stacker demo --n-images 600 --out small_demo[/bold]")
+@_ends_well
+def demo(
+    full: Annotated[bool, typer.Option("--full", help="All images, three backbones.")] = False,
+    n_images: Annotated[int, typer.Option(help="Images to use (without --full).")] = 2000,
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo"),
+    report: Annotated[
+        Path | None, typer.Option(help="HTML report; default OUT/report.html.", show_default=False)
+    ] = None,
+    random_state: Seed = 0,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run everything on the openclipart images that ship with the package."""
+    from stacker.demo import DemoSettings, run_demo
+
+    settings = (
+        DemoSettings.full(random_state)
+        if full
+        else DemoSettings(n_images=n_images, random_state=random_state)
+    )
+    table = run_demo(
+        out, settings, report=report, command=_command_line(), force=force, log=Log(quiet=quiet)
+    )
+    print_score_table(table, title="openclipart, held-out images")
+    typer.echo(f"report: {report or out / 'report.html'}")
+
+
+@app.command(
+    epilog="Example: [bold]stacker compare store/ --average samples --json scores.json[/bold]"
+)
+@_ends_well
+def compare(
+    store: Store,
+    average: Average = "samples",
+    beta: Beta = 2.0,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Write the scores as JSON.", show_default=False)
+    ] = None,
+    random_state: Seed = 0,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Is stacking worth it for me? Every blend and the stack, nested over the store's folds."""
+    from stacker import _compare
+    from stacker.estimator import PairStacker
+
+    if json_path is not None:
+        refuse_existing(json_path, force=force)
+    labelled = _labelled(FeatureStore.open(store), folds=True)
+    log, fold = Log(quiet=quiet), labelled.fold
+    with log.steps(_compare.N_STEPS * len(np.unique(fold))) as step:
+        table = _compare.compare(
+            labelled.to_stack(),
+            labelled.labels,
+            fold,
+            PairStacker(average=average, beta=beta, random_state=random_state),
+            groups=labelled.split_group,
+            average=average,
+            random_state=random_state,
+            step=step,
+        )
+    print_score_table(table, title=f"{store}: nested over {len(np.unique(fold))} folds")
+    if json_path is not None:
+        text = json.dumps(_compare.as_json(table, average), indent=2)
+        write_text(json_path, text + "\n", force=force)
+
+
+@app.command(epilog="Example: [bold]stacker fit store/ --out model/[/bold]")
+@_ends_well
+def fit(
+    store: Store,
+    out: Annotated[Path, typer.Option(help="Folder of the fitted model.", show_default=False)],
+    average: Average = "samples",
+    beta: Beta = 2.0,
+    booster: Annotated[str, typer.Option(help="lightgbm or xgboost, or both: a,b")] = "lightgbm",
+    trials: Annotated[int, typer.Option(help="Tuning trials.")] = 0,
+    random_state: Seed = 0,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fit a stack on the store's labelled images."""
+    from stacker.estimator import PairStacker
+
+    refuse_existing(out, force=force)
+    labelled = _labelled(FeatureStore.open(store))
+    names = tuple(name.strip() for name in booster.split(","))
+    model = PairStacker(
+        booster=names[0] if len(names) == 1 else names,
+        cv="store" if (labelled.fold >= 0).all() else 5,
+        n_trials=trials,
+        average=average,
+        beta=beta,
+        random_state=random_state,
+        verbose=0 if quiet else 1,
+    )
+    model.fit(labelled, groups=labelled.split_group)
+    with temporary_beside(out, force=force) as folder:
+        model.save(folder)
+    scores = {"stack, out-of-fold": model.oof_score_, "its base, out-of-fold": model.base_score_}
+    print_key_values(scores, title=f"F{beta:g} ({average}), {labelled.n_images:,} images")
+    typer.echo(f"model: {out}")
+
+
+@app.command(
+    epilog="Example: [bold]stacker predict model/ store/ --out predictions.csv[/bold]. "
+    "Images that have labels are left out, unless --all."
+)
+@_ends_well
+def predict(
+    model: Model,
+    store: Store,
+    out: Annotated[Path, typer.Option(help="CSV to write.", show_default=False)],
+    everything: Annotated[bool, typer.Option("--all", help="Labelled images, too.")] = False,
+    id_column: Annotated[str, typer.Option(help="Name of the first column.")] = "image_id",
+    label_column: Annotated[str, typer.Option(help="Name of the second column.")] = "labels",
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Predict label sets: a CSV of image_id and space-separated labels."""
+    from stacker.estimator import PairStacker
+
+    refuse_existing(out, force=force)
+    whole = FeatureStore.open(store).without_skipped()
+    unknown = np.ones(whole.n_images, dtype=bool) if everything else ~whole.labels_known
+    if not unknown.any():
+        raise ValueError(f"every image of {store} has labels. Give --all to predict them anyway.")
+    images = whole.subset(unknown)
+    fitted = PairStacker.load(model)
+    labels = fitted.predict_labels(images)
+    with (
+        temporary_beside(out, force=force) as name,
+        name.open("w", encoding="utf-8", newline="") as f,
+    ):
+        writer = csv.writer(f, lineterminator="\n")
+        writer.writerow((id_column, label_column))
+        writer.writerows(
+            (image, " ".join(names)) for image, names in zip(images.image_ids, labels, strict=True)
+        )
+    Log(quiet=quiet)(f"{images.n_images:,} images written")
+    typer.echo(f"predictions: {out}")
+
+
+@app.command(epilog="Example: [bold]stacker evaluate model/ test_store/ --json scores.json[/bold]")
+@_ends_well
+def evaluate(
+    model: Model,
+    store: Store,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Write the scores as JSON.", show_default=False)
+    ] = None,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score a fitted model on the labelled images of a store that it was not fitted on."""
+    from stacker._evaluate import evaluate_model
+    from stacker.estimator import PairStacker
+
+    if json_path is not None:
+        refuse_existing(json_path, force=force)
+    labelled = _labelled(FeatureStore.open(store))
+    Log(quiet=quiet)(f"predicting {labelled.n_images:,} images")
+    table = evaluate_model(PairStacker.load(model), labelled)
+    print_score_table(table, title=f"{model} on {store}")
+    if json_path is not None:
+        write_text(json_path, json.dumps(table.to_dict(), indent=2) + "\n", force=force)
+
+
+@app.command(
+    epilog="Example: [bold]stacker report model/ --store test_store/ --images images/ "
+    "--out report.html[/bold]"
+)
+@_ends_well
+def report(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
+    store: Annotated[
+        Path | None,
+        typer.Option(help="Store of labelled images the model never saw.", show_default=False),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Folder or zip of that store's images.", show_default=False),
+    ] = None,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write one HTML page about a fitted model; it opens offline."""
+    from stacker._evaluate import held_out_of
+    from stacker.estimator import PairStacker
+    from stacker.report import write_report
+
+    refuse_existing(out, force=force)
+    fitted = PairStacker.load(model)
+    held_out = None
+    if store is not None:
+        labelled = _labelled(FeatureStore.open(store))
+        Log(quiet=quiet)(f"predicting {labelled.n_images:,} images")
+        held_out = held_out_of(fitted, labelled)
+    write_report(
+        out,
+        fitted,
+        held_out=held_out,
+        read_image=None if images is None else _image_reader(images),
+        title=f"pairstack: {model.name}",
+        command=_command_line(),
+        force=force,
+    )
+    typer.echo(f"report: {out}")
+
+
+def _labelled(store: FeatureStore, *, folds: bool = False) -> FeatureStore:
+    """Labelled images of a store (that have a fold)."""
+    store = store.without_skipped()
+    keep: NDArray[np.bool_] = store.labels_known
+    if not keep.any():
+        raise ValueError(f"no image of {store.path} has labels. Add them with store.set_labels.")
+    if folds:
+        keep = keep & (store.fold >= 0)
+        if len(np.unique(store.fold[keep])) < 2:
+            raise ValueError(
+                f"comparing needs the labelled images in at least two folds; {store.path} has "
+                "none assigned. Give them with store.set_fold(features.folds.make_folds(...))."
+            )
+    return store.subset(keep)
+
+
+def _image_reader(images: Path) -> Callable[[str], bytes | None]:
+    """Find an image's file by its id (the path without extension) in a folder or zip."""
+    if images.is_dir():
+        files = {_image_id(p.relative_to(images)): p for p in images.rglob("*") if p.is_file()}
+        return lambda name: files[name].read_bytes() if name in files else None
+    bundle = ZipFile(images)
+    members = {_image_id(Path(name)): name for name in bundle.namelist()}
+    return lambda name: bundle.read(members[name]) if name in members else None
+
+
+def _image_id(path: Path) -> str:
+    return path.with_suffix("").as_posix()
+
+
+def _command_line() -> str:
+    return shlex.join(["stacker", *sys.argv[1:]])
+
+
+def main(*arguments: Any) -> None:
+    """Run the command, for ``python -m stacker.cli``."""
+    app(*arguments)
+
+
+if __name__ == "__main__":
+    main()

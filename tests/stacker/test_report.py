@@ -1,0 +1,193 @@
+"""The HTML report: complete, self-contained, and safe to open."""
+
+import re
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_array
+
+from stacker._charts import Line, line_chart
+from stacker._gallery import data_uri, gallery
+from stacker.evaluation import Predictions, score_methods
+from stacker.report import HeldOut, render_report, write_report
+
+NASTY = '<script>alert("x")</script>'
+SECTIONS = ("scores", "curves", "importance", "frequency", "images", "classes", "about")
+
+
+def make_held_out(classes, n_images=40, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = (rng.random((n_images, len(classes))) < 0.3).astype(np.int8)
+    averages = ("samples", "macro", "micro")
+
+    def method(title, noise, **extra):
+        proba = np.clip(0.6 * labels + noise * rng.random(labels.shape), 0, 1)
+        sets = dict.fromkeys(averages, (proba > 0.5).astype(np.int8))
+        return Predictions(title, proba, sets, dict.fromkeys(averages, "global"), **extra)
+
+    methods = {
+        "best_single": method(f"Best single model ({NASTY})", 0.8),
+        "mean": method("Mean", 0.7, is_blend=True),
+        "stack": method("Pair stack", 0.55),
+    }
+    ids = np.array([f"{NASTY}{i}" for i in range(n_images)])
+    table = score_methods(labels, methods, n=20)
+    return HeldOut(ids, csr_array(labels), methods, table)
+
+
+def make_model(classes, n_train=50):
+    rng = np.random.default_rng(1)
+    oof = rng.random((n_train, len(classes))).astype(np.float32)
+    names = [f"p:{NASTY}", "sum:a+b", "neighbours_k5:a"]
+    blocks = [NASTY, "combinations", "neighbours"]
+    columns = [SimpleNamespace(name=n, block=b) for n, b in zip(names, blocks, strict=True)]
+    return SimpleNamespace(
+        beta=2.0,
+        average="samples",
+        oof_proba_=oof,
+        oof_base_proba_=oof**2,
+        oof_score_=0.7,
+        base_score_=0.6,
+        base_name_=NASTY,
+        classes_=np.array(classes),
+        class_group_=np.array([name.split("::")[0] for name in classes]),
+        feature_names_=names,
+        feature_importances_=np.array([3.0, 1.0, 0.0]),
+        columns_=columns,
+        candidate_recall_={NASTY: 0.98},
+        decision_=SimpleNamespace(strategy_="global"),
+    )
+
+
+@pytest.fixture(scope="module")
+def page():
+    classes = [f"{NASTY}::one", "tag::<b>two", "tag::three", "tag::four&amp;"]
+    labels = (np.random.default_rng(2).random((50, 4)) < 0.4).astype(np.int8)
+    return render_report(
+        make_model(classes),
+        train_labels=labels,
+        held_out=make_held_out(classes),
+        read_image=lambda name: b"GIF89a" + b"\0" * 20,
+        title=f"Title {NASTY}",
+        command=f"stacker demo {NASTY}",
+        about=[(NASTY, NASTY)],
+    )
+
+
+class Outline(HTMLParser):
+    """Collects ids, tags and external references; complains about tags closed out of order."""
+
+    VOID = ("meta", "img", "input", "br", "line", "circle", "polyline")
+
+    def __init__(self):
+        super().__init__()
+        self.ids, self.scripts, self.links, self.open = [], 0, [], []
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.ids += [found["id"]] if "id" in found else []
+        self.scripts += tag == "script"
+        self.links += [v for k, v in attrs if k in ("src", "href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def outline(page):
+    parser = Outline()
+    parser.feed(page)
+    parser.close()
+    return parser
+
+
+def test_the_page_has_every_section_and_is_well_formed(page):
+    """A section lost to a template slip would not be noticed by the command."""
+    found = outline(page)
+    assert set(SECTIONS) <= set(found.ids)
+    assert found.open == []
+    assert page.count("<article") == 12
+    assert page.count("<svg") == 2
+
+
+def test_every_user_string_is_escaped(page):
+    """Class names, ids, titles, features and commands come from users and from file names."""
+    assert "alert(" in page
+    assert NASTY not in page
+    assert outline(page).scripts == 1
+    assert "<b>two" not in page
+    assert "four&amp;amp;" in page
+
+
+def test_the_page_needs_nothing_else(page):
+    """It must open offline: pictures are inside, nothing is fetched."""
+    assert all(link.startswith("data:image/") for link in outline(page).links)
+    assert not re.search(r"url\(|@import|https?://", page)
+
+
+def test_a_report_without_held_out_images_shows_what_the_model_knows():
+    """`stacker report MODEL` alone has no labelled images to score."""
+    page = render_report(make_model(["a", "b"]))
+    found = outline(page)
+    assert {"importance", "about"} <= set(found.ids)
+    assert "scores" not in found.ids
+    assert "0.7000" in page
+
+
+def test_a_report_that_exists_is_refused_without_force(tmp_path):
+    """A long run's report must not vanish under a second one."""
+    path = tmp_path / "sub" / "report.html"
+    write_report(path, make_model(["a"]))
+    with pytest.raises(FileExistsError, match=r"report.html.*--force"):
+        write_report(path, make_model(["a"]))
+    write_report(path, make_model(["a"]), force=True, title="second")
+    assert "second" in path.read_text()
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+
+
+def test_cards_say_what_was_added_and_removed_and_whether_that_was_right():
+    """Green and red labels are the page's claim about the truth."""
+    Y = csr_array(np.array([[1, 1, 0, 0, 1]], dtype=np.int8))
+    stack = csr_array(np.array([[1, 1, 0, 1, 0]], dtype=np.int8))
+    blend = csr_array(np.array([[1, 0, 1, 0, 0]], dtype=np.int8))
+    (card,) = gallery(np.array(["im"]), Y, stack, blend, np.array(list("abcde")))
+    assert card.true == ["a", "b", "e"]
+    assert card.kept == [("a", True)]
+    assert card.added == [("b", True), ("d", False)]
+    assert card.removed == [("c", True)]
+    assert card.missed == ["e"]
+    assert card.picture == ""
+
+
+def test_cards_show_gains_and_losses():
+    """A page of gains only would be an advertisement."""
+    rng = np.random.default_rng(0)
+    Y, stack, blend = (csr_array((rng.random((100, 8)) < 0.4).astype(np.int8)) for _ in range(3))
+    cards = gallery(np.arange(100).astype(str), Y, stack, blend, np.array(list("abcdefgh")))
+    change = [card.score - card.blend_score for card in cards]
+    assert len({card.image_id for card in cards}) == 12
+    assert min(change[:6]) > 0 > max(change[6:9])
+
+
+def test_only_pictures_become_data_uris():
+    """An SVG or HTML file among the images could run scripts in the report."""
+    pytest.importorskip("PIL")
+    assert data_uri(b"\x89PNG....").startswith("data:image/png;base64,")
+    assert data_uri(b"<svg xmlns='http://www.w3.org/2000/svg'/>") == ""
+    assert data_uri(b"\xff\xd8\xff" + b"\0" * 200_000) == ""
+
+
+def test_chart_points_lie_inside_the_drawing():
+    """A wrong scale would draw the curve outside the axes, where nobody sees it."""
+    x = np.linspace(0.013, 0.79, 30)
+    svg = line_chart(
+        [Line("a", x, np.sin(9 * x), mark=(0.5, 0.2))], title="t", x_label="x", y_label="y"
+    )
+    points = re.search(r'points="([^"]+)"', svg)[1].split()
+    xs, ys = np.array([p.split(",") for p in points], dtype=float).T
+    assert 56 <= xs.min() < xs.max() <= 466
+    assert 12 <= ys.min() < ys.max() <= 254
