@@ -19,7 +19,6 @@ __all__ = [
     "check_finite",
     "check_probabilities",
     "first_few",
-    "is_default_index",
     "positions",
     "take_axis",
 ]
@@ -151,11 +150,6 @@ def take_axis(values: Any, order: NDArray[np.intp] | None, axis: int) -> Any:
     if order is None:
         return values
     return values[order] if axis == 0 else values[:, order]
-
-
-def is_default_index(index: pd.Index) -> bool:
-    """Whether pandas made this index itself (0, 1, 2, ...), so it names nothing."""
-    return isinstance(index, pd.RangeIndex) and index.start == 0 and index.step == 1
 
 
 def align_frame(

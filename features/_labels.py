@@ -61,7 +61,6 @@ def _align_label_frame(
     frame: pd.DataFrame, names: NDArray[np.str_], image_ids: ArrayLike | None
 ) -> NDArray[Any]:
     if image_ids is None:
-        image_ids = checks.as_names(frame.index, "image id", unique=False)
         columns = checks.positions(names, frame.columns, what="class name", where="Y")
         return checks.take_axis(frame.to_numpy(), columns, 1)
     return checks.align_frame(frame, checks.as_names(image_ids, "image id"), names, "Y")

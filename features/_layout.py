@@ -214,10 +214,12 @@ def write_labels(
     root: zarr.Group, labels: sparse.csr_array, known: NDArray[np.bool_], chunk: int
 ) -> None:
     """Write the label matrix as CSR, and which images have labels."""
+    # Without its boundaries the matrix cannot be read: better none than half of it.
+    remove(root, "labels/indptr")
     arrays = {
-        "indptr": (labels.indptr.astype(np.int64), "boundary", _zarr.STRING_CHUNK),
         "indices": (labels.indices.astype(np.int32), "label", _zarr.STRING_CHUNK),
         "known": (known, "image", chunk),
+        "indptr": (labels.indptr.astype(np.int64), "boundary", _zarr.STRING_CHUNK),
     }
     for name, (values, dim, size) in arrays.items():
         array = _zarr.create_array(

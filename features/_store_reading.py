@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,14 +22,12 @@ __all__ = ["StoreReader"]
 
 
 class StoreReader:
-    """Reads a store; with `rows`, only these images of it, in this order."""
+    """Reads a store, or the images of it that `subset` chose."""
 
-    def __init__(
-        self, root: zarr.Group, path: str | Path, rows: NDArray[np.intp] | None = None
-    ) -> None:
+    def __init__(self, root: zarr.Group, path: str | Path) -> None:
         self.path = path
         self._root = root
-        self._rows = rows
+        self._rows: NDArray[np.intp] | None = None
         self._all_ids = checks.as_names(_zarr.read_strings(root, "image_id"), "image id")
         self.label_space = LabelSpace(
             _zarr.read_strings(root, "class"),
@@ -95,7 +94,8 @@ class StoreReader:
     @property
     def labels(self) -> sparse.csr_array:
         """Labels, CSR of int8 ones of shape (n_images, n_classes); empty where not known."""
-        indptr, indices = self._root["labels/indptr"][...], self._root["labels/indices"][...]
+        indptr = self._array("labels/indptr")[...]
+        indices = self._array("labels/indices")[...]
         ones = np.ones(len(indices), dtype=np.int8)
         matrix = sparse.csr_array(
             (ones, indices, indptr), shape=(len(self._all_ids), self.n_classes)
@@ -157,10 +157,11 @@ class StoreReader:
         self._check_known(model, self.models, "model")
         if model in _zarr.member_names(self._root, "probabilities"):
             return self._read_complete(f"probabilities/{model}")
-        index = np.where(
-            self.written(f"topk/{model}/index")[:, None], self._read(f"topk/{model}/index"), -1
-        )
-        value = self._read_complete(f"topk/{model}/value").astype(np.float32)
+        names = f"topk/{model}/index", f"topk/{model}/value"
+        done = self.written(names[0]) & self.written(names[1])
+        index = np.where(done[:, None], self._read(names[0]), -1)
+        # scipy's sparse routines know no float16.
+        value = self._read(names[1]).astype(np.float32)
         return _rows.topk_to_csr(index, value, self.n_classes)
 
     def fold_probabilities(self, model: str) -> NDArray[np.floating]:
@@ -229,7 +230,9 @@ class StoreReader:
                     f"{checks.first_few(self.image_ids, 3)}."
                 )
         rows = found if self._rows is None else self._rows[found]
-        return type(self)(self._root, self.path, np.asarray(rows, dtype=np.intp))
+        view = copy.copy(self)
+        view._rows = np.asarray(rows, dtype=np.intp)
+        return view
 
     def to_stack(self, models: Iterable[str] | None = None) -> Stack:
         """Read everything into a `Stack`.

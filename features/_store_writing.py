@@ -288,9 +288,14 @@ class StoreWriter(StoreReader):
 
     def set_split_group(self, split_group: ArrayLike) -> None:
         """Set each image's split group, shape (n_images,): images of one group never part."""
-        values = checks.as_names(
-            self._column(split_group, "split_group"), "split group", unique=False
-        )
+        column = self._column(split_group, "split_group")
+        values = checks.as_names(column, "split group", unique=False)
+        empty = self.image_ids[values == ""]
+        if empty.size:
+            raise ValueError(
+                f"{empty.size:,} images have an empty split group, first: "
+                f"{checks.first_few(empty)}. Give each a group of its own, such as its id."
+            )
         _zarr.write_strings(self._root, "split_group", values, "image")
         self.consolidate()
 

@@ -131,7 +131,7 @@ def _metadata(table: pd.DataFrame, image_ids: pd.Index, path: Any) -> dict[str, 
 
 
 def _numbers(frame: pd.DataFrame, path: Any) -> pd.DataFrame:
-    """Refuse columns that are not numeric, naming the first cell."""
+    """Make the columns float32; refuse one that is not numeric, naming the first cell."""
     if not len(frame.columns):
         raise ValueError(f"{path}: there is no class column beside the image ids")
     for name in frame.columns[[not pd.api.types.is_numeric_dtype(t) for t in frame.dtypes]]:
@@ -141,7 +141,7 @@ def _numbers(frame: pd.DataFrame, path: Any) -> pd.DataFrame:
             f"{path}: column {name!r} must hold numbers; image {wrong[0]!r} has "
             f"{frame.loc[wrong[0], name]!r}"
         )
-    return frame
+    return frame.astype(np.float32)
 
 
 def _header(path: str | os.PathLike[str]) -> list[str]:

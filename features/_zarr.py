@@ -44,6 +44,9 @@ STALE_SECONDS = 60.0
 # Ids are read together, so few large chunks serve them best.
 STRING_CHUNK = 65_536
 
+# What stands where nothing was written: no value, no fold, no class position, not complete.
+FILL = {"f": np.nan, "i": -1, "b": False}
+
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
     """Whether the path is a URL that fsspec opens."""
@@ -171,7 +174,7 @@ def create_array(
     dims: Sequence[str],
     attrs: Mapping[str, Any] | None = None,
 ) -> zarr.Array:
-    """Create an empty array, replacing one of that name; floats are filled with NaN."""
+    """Create an array of fill values, replacing one of that name."""
     kind = np.dtype(dtype)
     group, _, leaf = path.rpartition("/")
     with _quiet():
@@ -181,7 +184,7 @@ def create_array(
             shape=tuple(shape),
             dtype=kind,
             chunks=tuple(max(1, c) for c in chunks),
-            fill_value=np.nan if kind.kind == "f" else (False if kind.kind == "b" else 0),
+            fill_value=FILL.get(kind.kind, 0),
             # A checksum costs nothing beside the disk, and turns bit rot into an error.
             compressors=[ZstdCodec(level=1), Crc32cCodec()],
             dimension_names=tuple(dims),

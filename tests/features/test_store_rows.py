@@ -265,3 +265,26 @@ def test_a_flipped_byte_is_found(empty, rng):
     chunk.write_bytes(bytes(data))
     with pytest.raises(ValueError, match="checksum"):
         empty.probabilities("m")
+
+
+def test_labels_half_written_cannot_be_read(empty, monkeypatch):
+    """Boundaries of the old labels over the indices of the new ones are other labels."""
+    labels = np.eye(N_IMAGES, N_CLASSES, dtype=int)
+    empty.set_labels(labels)
+    real, writes = _zarr.write_block, []
+
+    def dies(*arguments):
+        if writes:
+            raise Killed
+        writes.append(arguments)
+        real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_zarr, "write_block", dies)
+        with pytest.raises(Killed):
+            empty.set_labels(1 - labels)
+    store = FeatureStore.open(empty.path, "r+")
+    with pytest.raises(ValueError, match="there is no array 'labels/indptr'"):
+        store.labels.nnz  # noqa: B018
+    store.set_labels(1 - labels)
+    np.testing.assert_array_equal(store.labels.toarray(), 1 - labels)

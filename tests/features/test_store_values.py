@@ -185,3 +185,35 @@ def test_folds_that_are_none_are_refused(fold, message, empty):
     """Folds would wrap around or be cut."""
     with pytest.raises(ValueError, match=message):
         empty.set_fold(fold)
+
+
+def test_empty_split_groups_are_refused(empty):
+    """All images with a blank cell would become one group."""
+    groups = np.array(["g"] * (N_IMAGES - 2) + ["", ""])
+    with pytest.raises(ValueError, match=r"2 images have an empty split group, first: 'folder/img"):
+        empty.set_split_group(groups)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0)])
+def test_stores_without_images_or_classes_work(shape, tmp_path):
+    """An empty part of a data set would crash a pipeline."""
+    store = FeatureStore.from_arrays(
+        tmp_path / "s",
+        image_ids=[f"i{i}" for i in range(shape[0])],
+        classes=[f"c{c}" for c in range(shape[1])],
+        probabilities={"m": np.zeros(shape), "k": sparse.csr_array(shape)},
+        labels=np.zeros(shape),
+    )
+    assert store.to_stack(["m"]).shape == (shape[0], 1, shape[1])
+    assert store.probability_array("k").shape == store.labels.shape == shape
+
+
+def test_topk_rows_of_an_unfinished_model_are_empty(empty):
+    """Positions without values, or values without positions, would be read as predictions."""
+    for leaf, dtype in (("index", "int32"), ("value", "float32")):
+        empty.require_array(f"topk/m/{leaf}", (2,), dtype, ("image", "rank"))
+    empty.write_rows("topk/m/index", 0, np.tile([0, 3], (8, 1)))
+    empty.write_rows("topk/m/value", 8, np.full((8, 2), 0.5))
+    assert empty.probability_array("m").nnz == 0
+    empty.write_rows("topk/m/value", 0, np.full((8, 2), 0.5))
+    assert empty.probability_array("m").nnz == 16
