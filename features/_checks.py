@@ -14,6 +14,7 @@ __all__ = [
     "CHECK_BLOCK",
     "MAX_NAME_LENGTH",
     "align_frame",
+    "as_canonical_csr",
     "as_float",
     "as_names",
     "check_finite",
@@ -176,6 +177,17 @@ def as_float(values: Any, what: str) -> NDArray[np.floating]:
     # float64 beyond float32's range turns into inf, which the finite check then names.
     with np.errstate(over="ignore"):
         return array.astype(np.float32)
+
+
+def as_canonical_csr(values: Any, what: str) -> sparse.csr_array:
+    """Read a sparse matrix as CSR of float32 with sorted indices; the caller's is not changed."""
+    matrix = sparse.csr_array(values)
+    if not matrix.has_canonical_format:
+        matrix = matrix.copy()
+    # scipy's sparse routines know no float16.
+    matrix.data = as_float(matrix.data, what).astype(np.float32, copy=False)
+    matrix.sum_duplicates()
+    return matrix
 
 
 def check_probabilities(

@@ -83,19 +83,17 @@ def _check_topk_index(
 def csr_to_topk(matrix: sparse.csr_array, k: int) -> tuple[NDArray[np.int32], NDArray[Any]]:
     """Lay CSR rows out as (n_images, k) class positions and values, best first.
 
-    Rows with fewer than `k` entries end in position -1 with value 0. Equal values stand in class
+    The matrix must be canonical. Rows with fewer than `k` entries end in position -1 with value 0. Equal values stand in class
     order, so the result depends on the content alone.
     """
-    n_images = matrix.shape[0]
-    counts = np.diff(matrix.indptr)
-    rows = np.repeat(np.arange(n_images), counts)
-    order = np.lexsort((matrix.indices, -matrix.data.astype(np.float32), rows))
-    rank = np.arange(matrix.nnz) - np.repeat(matrix.indptr[:-1], counts)
+    n_images, counts = matrix.shape[0], np.diff(matrix.indptr)
+    filled = np.arange(k) < counts[:, None]
     index = np.full((n_images, k), -1, dtype=np.int32)
     value = np.zeros((n_images, k), dtype=matrix.data.dtype)
-    index[rows, rank] = matrix.indices[order]
-    value[rows, rank] = matrix.data[order]
-    return index, value
+    index[filled], value[filled] = matrix.indices, matrix.data
+    # Stable over class order; what fills the short rows sorts last.
+    order = np.argsort(np.where(filled, -value, np.inf), axis=1, kind="stable")
+    return np.take_along_axis(index, order, axis=1), np.take_along_axis(value, order, axis=1)
 
 
 def topk_to_csr(index: NDArray[np.int32], value: NDArray[Any], n_classes: int) -> sparse.csr_array:

@@ -168,9 +168,8 @@ class StoreWriter(StoreReader):
         self._refuse_view()
         self._refuse_model(model, overwrite)
         where = f"probabilities of model {model!r}"
-        matrix = sparse.csr_array(self._align(sparse.csr_array(values), image_ids, classes, where))
-        matrix.data = checks.as_float(matrix.data, where).astype(np.float32, copy=False)
-        matrix.sum_duplicates()
+        aligned = self._align(checks.as_canonical_csr(values, where), image_ids, classes, where)
+        matrix = checks.as_canonical_csr(aligned, where)
         checks.check_probabilities(
             matrix, model=model, image_ids=self.image_ids, classes=self.classes
         )

@@ -136,11 +136,7 @@ class Stack:
         if isinstance(values, pd.DataFrame):
             values = checks.align_frame(values, self.image_ids, self.classes, where)
         if sparse.issparse(values):
-            matrix = sparse.csr_array(values)
-            # scipy's sparse routines know no float16.
-            matrix.data = checks.as_float(matrix.data, where).astype(np.float32, copy=False)
-            matrix.sum_duplicates()
-            values = matrix
+            values = checks.as_canonical_csr(values, where)
         else:
             values = checks.as_float(values, where)
         expected = (len(self.image_ids), len(self.label_space))

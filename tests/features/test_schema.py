@@ -232,6 +232,18 @@ def test_sparse_models_stay_sparse(probs):
         Stack({"a": matrix, "b": probs})
 
 
+def test_a_callers_sparse_matrix_is_not_changed():
+    """Summing duplicates in place would corrupt the matrix in the caller's hands."""
+    parts = np.array([0.25, 0.5, 0.25]), np.array([1, 0, 1]), np.array([0, 3])
+    matrix = sparse.csr_array(parts, shape=(1, 2))
+    stack = Stack({"a": matrix})
+    assert stack.probabilities["a"].toarray().tolist() == [[0.5, 0.5]]
+    assert matrix.indices.tolist() == [1, 0, 1]
+    assert matrix.nnz == 3
+    half = sparse.csr_array((np.array([0.5], dtype=np.float16), [1], [0, 1]), shape=(1, 2))
+    assert Stack({"a": half}).probabilities["a"].dtype == np.float32
+
+
 def _with(probs, value):
     changed = probs.copy()
     changed[2, 1] = value
