@@ -83,8 +83,8 @@ def _check_topk_index(
 def csr_to_topk(matrix: sparse.csr_array, k: int) -> tuple[NDArray[np.int32], NDArray[Any]]:
     """Lay CSR rows out as (n_images, k) class positions and values, best first.
 
-    The matrix must be canonical. Rows with fewer than `k` entries end in position -1 with value 0. Equal values stand in class
-    order, so the result depends on the content alone.
+    The matrix must be canonical. Rows with fewer than `k` entries end in position -1 with value 0.
+    Equal values stand in class order, so the result depends on the content alone.
     """
     n_images, counts = matrix.shape[0], np.diff(matrix.indptr)
     filled = np.arange(k) < counts[:, None]
