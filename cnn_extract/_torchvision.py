@@ -65,7 +65,7 @@ def mend_torchvision() -> bool:
     """
     torch = import_torch()
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except ModuleNotFoundError as error:
         raise _named(error, "torchvision") from error
     except RuntimeError as error:

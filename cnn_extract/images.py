@@ -9,21 +9,24 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 __all__ = ["ImageError", "ImageSource", "Pixels", "decode_image", "open_images", "to_uint8"]
 
 Pixels: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 
 SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .ppm .pgm .pbm .pnm .npy "
-    ".jp2 .j2k .avif .tga .ico".split()
-)
+    (
+        ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm",
+        ".pgm", ".pbm", ".pnm", ".npy", ".jp2", ".j2k", ".avif", ".tga", ".ico",
+    )
+)  # fmt: skip
 # Beyond this an image is taken for a decompression bomb; Pillow's own limit for an error.
 MAX_PIXELS = 178_956_970
 # What Pillow and numpy raise on files that are cut short, damaged or no images at all.
@@ -209,8 +212,7 @@ def _id_of(name: str) -> str:
 
 
 def _refuse_duplicates(place: Path, names: Sequence[str], ids: Sequence[str]) -> None:
-    pairs = zip(ids, ids[1:], strict=False)
-    twice = [k for k, (one, next_) in enumerate(pairs) if one == next_]
+    twice = [k for k, (one, next_) in enumerate(pairwise(ids)) if one == next_]
     if twice:
         k = twice[0]
         raise ValueError(
@@ -328,6 +330,6 @@ def to_uint8(pixels: Pixels) -> NDArray[np.uint8]:
 
 def _unreadable(name: str, error: Exception) -> str:
     reason = str(error).replace("<_io.BytesIO object at ", "<").strip() or type(error).__name__
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         reason = "it is no image, or damaged at its beginning"
     return f"cannot read image {name}: {reason}"

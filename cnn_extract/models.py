@@ -6,6 +6,7 @@ import copy
 import difflib
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from cnn_extract._torchvision import import_timm, import_torch
@@ -129,11 +130,10 @@ def embed(
 
 def _normalise(images: torch.Tensor, config: InputConfig) -> torch.Tensor:
     """Scale to the model's mean and std; the result is channels_last, as the images come."""
-    torch = import_torch()
-    mean = torch.tensor(config.mean).view(1, -1, 1, 1) * 255
-    scale = torch.tensor(config.std).view(1, -1, 1, 1) * 255
-    batch: torch.Tensor = images.permute(0, 3, 1, 2).float()
-    return batch.sub_(mean).div_(scale)
+    as_tensor = import_torch().tensor
+    mean = as_tensor(config.mean).view(1, -1, 1, 1) * 255
+    scale = as_tensor(config.std).view(1, -1, 1, 1) * 255
+    return images.permute(0, 3, 1, 2).float().sub_(mean).div_(scale)
 
 
 def _forward(model: Any, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -145,15 +145,15 @@ def _forward(model: Any, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     return features, classifier(features) if callable(classifier) else None
 
 
-def fuse_norms(model: nn.Module, size: int, n_channels: int) -> nn.Module:
-    """Fold each batch norm into the convolution before it: the same numbers, about 1.4 times faster.
+def fuse_norms(model: Any, size: int, n_channels: int) -> nn.Module:
+    """Fold each batch norm into the convolution before it: the same numbers, sooner.
 
     Folding relies on a norm that follows its convolution in the module also following it in the
     forward pass, so the result is checked on a random image; a model where that fails is returned
     as it was.
     """
     torch = import_torch()
-    fused = copy.deepcopy(model)
+    fused: Any = copy.deepcopy(model)
     for parent in fused.modules():
         _fuse_children(parent)
     generator = torch.Generator().manual_seed(0)
@@ -171,9 +171,10 @@ def _fuse_children(parent: nn.Module) -> None:
     from torch.nn.utils.fusion import fuse_conv_bn_eval
 
     children = list(parent.named_children())
-    for (first, conv), (second, norm) in zip(children, children[1:], strict=False):
-        fits = isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-        if not fits or conv.out_channels != norm.num_features:
+    for (first, conv), (second, norm) in pairwise(children):
+        if not (isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)):
+            continue
+        if conv.out_channels != norm.num_features:
             continue
         setattr(parent, first, fuse_conv_bn_eval(conv, norm))
         # timm's BatchNormAct2d holds its activation; a plain norm leaves nothing behind.

@@ -202,7 +202,7 @@ def _plain_state(loaded: Any, path: str) -> dict[str, torch.Tensor]:
 
 def _load_state(name: str, state: dict[str, torch.Tensor], path: str, n_channels: int) -> nn.Module:
     timm = import_timm()
-    plain = create_model(name)
+    plain: Any = create_model(name)
     classifier = str(plain.pretrained_cfg["classifier"])
     weight = state.get(f"{classifier}.weight")
     model = create_model(

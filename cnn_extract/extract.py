@@ -1,0 +1,265 @@
+"""One pass over the images for their statistics, and one for each backbone, into the store.
+
+Both write whole chunks of the store and skip those that are complete, so a killed run resumes.
+Batches start at chunk starts: which images share a batch, and so every bit of the result, does not
+depend on where a run was interrupted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnn_extract._console import Reporter
+from cnn_extract._torchvision import import_torch
+from cnn_extract.decode import DecodePool, Inputs, Scanned, decode_inputs, scan_images
+from cnn_extract.images import ImageError, ImageSource
+from cnn_extract.models import InputConfig, embed, fuse_norms, input_config
+from cnn_extract.stats import stat_names
+from cnn_extract.weights import Weights, load_model
+
+if TYPE_CHECKING:
+    from features.store import FeatureStore
+
+__all__ = [
+    "Backbone",
+    "Settings",
+    "count_channels",
+    "extract_backbone",
+    "is_extracted",
+    "open_chunks",
+    "scan_into_store",
+]
+
+N_IMAGENET = 1000
+LARGEST_HALF = float(np.finfo(np.float16).max)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A model to run: its key in the store, its timm name, its weights."""
+
+    key: str
+    name: str
+    weights: Weights
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a backbone runs: input side (None: the model's own), TTA, images in a batch."""
+
+    size: int | None = None
+    tta: str = "none"
+    batch_size: int = 32
+
+
+def count_channels(source: ImageSource) -> int:
+    """Channels of the first readable image; the first image's error when there is none."""
+    first: ImageError | None = None
+    for index in range(len(source)):
+        try:
+            return int(source.decode(index).shape[2])
+        except ImageError as error:
+            first = first or error
+    raise ImageError(f"no image of {source.path} can be read: {first}")
+
+
+def open_chunks(store: FeatureStore, names: Sequence[str]) -> list[range]:
+    """Ranges of images, one a chunk, where any of these arrays is not complete."""
+    done = np.logical_and.reduce([store.written(name) for name in names]) | store.skipped
+    starts = range(0, store.n_images, store.chunk_images)
+    chunks = [range(s, min(s + store.chunk_images, store.n_images)) for s in starts]
+    return [chunk for chunk in chunks if not done[chunk.start : chunk.stop].all()]
+
+
+def _batches(chunks: Sequence[range], size: int) -> list[range]:
+    return [chunk[k : k + size] for chunk in chunks for k in range(0, len(chunk), size)]
+
+
+def scan_into_store(
+    store: FeatureStore,
+    pool: DecodePool,
+    *,
+    n_channels: int,
+    on_error: str = "stop",
+    batch_size: int = 32,
+    report: Reporter,
+) -> None:
+    """Decode every image, write its statistics, and find those that cannot be read.
+
+    Parameters
+    ----------
+    store : FeatureStore
+        Open for writing; gets ``image_stats`` and ``errors``.
+    pool : DecodePool
+        Of the same images in the same order.
+    n_channels : int
+    on_error : {"stop", "skip"}
+        Whether an unreadable image ends the run or is recorded in the store's ``errors``.
+    batch_size : int
+    report : Reporter
+
+    Raises
+    ------
+    ImageError
+        With "stop", naming the first unreadable image.
+    """
+    store.require_image_stats(stat_names(n_channels))
+    chunks = open_chunks(store, ["image_stats"])
+    task = partial(scan_images, n_channels=n_channels)
+    parts = pool.map(task, _batches(chunks, batch_size))
+    with report.progress("statistics", sum(map(len, chunks))) as advance:
+        for chunk in chunks:
+            stats, errors = _gather_scan(chunk, parts, on_error, advance)
+            store.set_errors(list(errors), list(errors.values()))
+            store.write_rows("image_stats", chunk.start, stats)
+
+
+def _gather_scan(
+    chunk: range, parts: Iterator[Scanned], on_error: str, advance: Any
+) -> tuple[NDArray[np.float32], dict[int, str]]:
+    stats: list[NDArray[np.float32]] = []
+    errors: dict[int, str] = {}
+    while sum(map(len, stats)) < len(chunk):
+        part = next(parts)
+        if part.errors and on_error == "stop":
+            raise ImageError(
+                f"{next(iter(part.errors.values()))}. Repair or remove it, or go on without it "
+                f"with --on-error skip."
+            )
+        stats.append(part.stats)
+        errors.update(part.errors)
+        advance(len(part.stats))
+    return np.concatenate(stats), errors
+
+
+def is_extracted(store: FeatureStore, key: str) -> bool:
+    """Whether a backbone's arrays are all complete."""
+    # Logits are required first, so embeddings imply that they are there if they ever will be.
+    names = [n for n in _array_names(key) if n in store.array_names]
+    return _array_names(key)[-1] in names and all(store.is_complete(n) for n in names)
+
+
+def _array_names(key: str) -> tuple[str, str]:
+    return f"imagenet_logits/{key}", f"embeddings/{key}"
+
+
+def extract_backbone(
+    store: FeatureStore,
+    pool: DecodePool,
+    backbone: Backbone,
+    settings: Settings,
+    *,
+    n_channels: int,
+    report: Reporter,
+) -> float | None:
+    """Run one backbone over all images; write its embeddings and ImageNet logits.
+
+    Logits are written where the classifier is the weights' own and has 1,000 classes. Parameters
+    are as in `scan_into_store`, which must have run before.
+
+    Returns
+    -------
+    float or None
+        Images a second, None when the store held everything already.
+    """
+    if is_extracted(store, backbone.key):
+        return None
+    model = load_model(backbone.name, backbone.weights, n_channels=n_channels)
+    config = input_config(model, size=settings.size, n_channels=n_channels)
+    model = _prepare(model, config, n_channels)
+    names = _require_arrays(store, backbone, model, config, settings)
+    chunks = open_chunks(store, names)
+    skipped = len(store.image_ids) - sum(map(len, chunks))
+    if skipped:
+        report.log(f"{backbone.key}: {skipped:,} images are complete and skipped")
+    task = partial(decode_inputs, size=config.size, n_channels=n_channels)
+    parts = pool.map(task, _batches(chunks, settings.batch_size))
+    start = time.monotonic()
+    n_images = sum(map(len, chunks))
+    with report.progress(backbone.key, n_images) as advance:
+        for chunk in chunks:
+            outputs = _run_chunk(store, model, chunk, parts, config, settings, advance)
+            for name, values in zip(reversed(names), outputs, strict=False):
+                store.write_rows(name, chunk.start, values)
+    return n_images / max(time.monotonic() - start, 1e-9)
+
+
+def _prepare(model: Any, config: InputConfig, n_channels: int) -> Any:
+    torch = import_torch()
+    fused = fuse_norms(model, config.size, n_channels)
+    return fused.to(memory_format=torch.channels_last)
+
+
+def _require_arrays(
+    store: FeatureStore, backbone: Backbone, model: Any, config: InputConfig, settings: Settings
+) -> list[str]:
+    """Make or resume the backbone's arrays; their names, embeddings last."""
+    torch = import_torch()
+    blank = torch.zeros(1, config.size, config.size, len(config.mean), dtype=torch.uint8)
+    features, logits = embed(model, blank, config)
+    attrs = describe(backbone, config.size, settings)
+    logits_name, embeddings_name = _array_names(backbone.key)
+    names = [embeddings_name]
+    # A random classifier's outputs are no ImageNet logits.
+    if logits is not None and logits.shape[1] == N_IMAGENET and backbone.weights.kind != "none":
+        names.insert(0, logits_name)
+        store.require_array(logits_name, (N_IMAGENET,), np.float16, ("imagenet_class",), attrs)
+    store.require_array(embeddings_name, (features.shape[1],), np.float16, ("dim",), attrs)
+    return names
+
+
+def describe(backbone: Backbone, size: int, settings: Settings) -> dict[str, Any]:
+    """Say what made an array: model, weights, input, library versions."""
+    import PIL
+    import timm
+
+    return {
+        "timm_name": backbone.name,
+        "weights": backbone.weights.kind,
+        "sha256": backbone.weights.sha256(),
+        "input_size": size,
+        "tta": settings.tta,
+        "batch_size": settings.batch_size,
+        "versions": {
+            "torch": str(import_torch().__version__),
+            "timm": timm.__version__,
+            "pillow": PIL.__version__,
+        },
+    }
+
+
+def _run_chunk(
+    store: FeatureStore,
+    model: Any,
+    chunk: range,
+    parts: Iterator[Inputs],
+    config: InputConfig,
+    settings: Settings,
+    advance: Any,
+) -> list[NDArray[np.float16]]:
+    """Embeddings and logits of one chunk, in this order, as far as the model has them."""
+    torch = import_torch()
+    skipped = store.skipped
+    outputs: list[tuple[NDArray[np.float16], ...]] = []
+    done = 0
+    while done < len(chunk):
+        part = next(parts)
+        changed = [text for index, text in part.errors.items() if not skipped[index]]
+        if changed:
+            raise ImageError(f"{changed[0]}; it was readable when this run began")
+        both = embed(model, torch.from_numpy(part.images), config, tta=settings.tta)
+        outputs.append(tuple(_as_half(t) for t in both if t is not None))
+        done += len(part.images)
+        advance(len(part.images))
+    return [np.concatenate(column) for column in zip(*outputs, strict=True)]
+
+
+def _as_half(values: Any) -> NDArray[np.float16]:
+    return values.clamp(-LARGEST_HALF, LARGEST_HALF).half().numpy()

@@ -1,0 +1,389 @@
+"""`cnn-extract run`: from images and labels to a store, resumable after a kill."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from cnn_extract._console import Reporter, clock
+from cnn_extract._torchvision import import_torch
+from cnn_extract.decode import DecodePool, n_cores
+from cnn_extract.extract import (
+    Backbone,
+    Settings,
+    count_channels,
+    extract_backbone,
+    scan_into_store,
+)
+from cnn_extract.heads import check_heads, write_head
+from cnn_extract.images import ImageSource, open_images
+from cnn_extract.tables import Labels, first_few, read_labels, read_metadata
+from cnn_extract.transforms import VIEWS
+from cnn_extract.weights import find_weights
+
+if TYPE_CHECKING:
+    from features.store import FeatureStore
+
+__all__ = ["RefusedError", "Request", "Summary", "parse_models", "run"]
+
+# Small enough that a killed run loses seconds, large enough that few files are written.
+CHUNK_IMAGES = 256
+# The store attribute that holds the settings and whether the run came to its end.
+ATTRIBUTE = "cnn_extract"
+
+
+class RefusedError(Exception):
+    """The output may not be written: it is complete, or was made with other settings."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `run` shall do; the command line's arguments.
+
+    Parameters
+    ----------
+    images, labels : Path
+        A folder or zip of images; a CSV file with their labels.
+    models : sequence of str
+        Each ``NAME`` or ``NAME=WEIGHTS``.
+    out : Path
+        The store to write.
+    metadata : Path, optional
+        A CSV file of user columns; ``split_group`` keeps images together.
+    heads : sequence of str
+        "linear", "mlp".
+    folds, seed : int
+        Number of folds; the seed of folds and heads.
+    size : int, optional
+        Input side of every model; default: each model's own.
+    tta : {"none", "hflip"}
+    batch_size : int
+    workers : int, optional
+        Processes that decode; default: one a core; 0: none but this one.
+    on_error : {"stop", "skip"}
+    force : bool
+        Write anew what is there.
+    """
+
+    images: Path
+    labels: Path
+    models: Sequence[str]
+    out: Path
+    metadata: Path | None = None
+    heads: Sequence[str] = ("linear", "mlp")
+    folds: int = 5
+    seed: int = 0
+    size: int | None = None
+    tta: str = "none"
+    batch_size: int = 32
+    workers: int | None = None
+    on_error: str = "stop"
+    id_column: str = "image_id"
+    label_column: str = "labels"
+    chunk_images: int = CHUNK_IMAGES
+    force: bool = False
+
+
+@dataclass
+class Summary:
+    """What a run did: counts, models, images a second of each backbone, what it skipped."""
+
+    out: str
+    n_images: int = 0
+    n_labelled: int = 0
+    n_classes: int = 0
+    models: list[str] = field(default_factory=list)
+    rates: dict[str, float] = field(default_factory=dict)
+    already: list[str] = field(default_factory=list)
+    errors: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def lines(self) -> list[str]:
+        """Write it as lines of text."""
+        unlabelled = self.n_images - self.n_labelled
+        text = [
+            f"store    {self.out}",
+            f"images   {self.n_images:,}: {self.n_labelled:,} labelled, {unlabelled:,} unlabelled, "
+            f"{len(self.errors):,} skipped with an error",
+            f"classes  {self.n_classes:,}",
+            f"models   {', '.join(self.models)}",
+        ]
+        text += [f"rate     {key}: {rate:,.1f} images/s" for key, rate in self.rates.items()]
+        if self.already:
+            text.append(f"resumed  complete already: {', '.join(self.already)}")
+        text += [f"skipped  {image}: {why}" for image, why in list(self.errors.items())[:10]]
+        if len(self.errors) > 10:
+            text.append(f"skipped  and {len(self.errors) - 10:,} more: see the store's errors")
+        return [*text, f"time     {clock(self.seconds)}"]
+
+
+def run(request: Request, report: Reporter | None = None) -> Summary:
+    """Make or resume the store that `request` describes.
+
+    Raises
+    ------
+    RefusedError
+        When the output is complete, is no store, or was begun with other settings.
+    ValueError, OSError
+        For bad input; the message names the file, image, class or model.
+    """
+    start = time.monotonic()
+    report = report or Reporter()
+    _check(request)
+    _refuse_foreign(request)
+    source = open_images(request.images)
+    labels = read_labels(
+        request.labels, id_column=request.id_column, label_column=request.label_column
+    )
+    source = _match_ids(source, labels, report)
+    metadata = _read_metadata(request, source.ids)
+    backbones = parse_models(request.models)
+    settings = _fingerprint(request, source, labels, metadata, backbones)
+    store = _prepare_store(request, source, labels, metadata, settings, report)
+    import_torch().set_num_threads(n_cores())
+    summary = _fill(request, store, source, backbones, report)
+    store.update_attrs({ATTRIBUTE: {"settings": settings, "complete": True}})
+    summary.seconds = time.monotonic() - start
+    return summary
+
+
+def _check(request: Request) -> None:
+    """Refuse settings that no run can have, before anything is read."""
+    check_heads(request.heads)
+    least = {"folds": 2, "batch_size": 1, "seed": 0, "chunk_images": 1}
+    given: dict[str, Any] = {name: getattr(request, name) for name in least}
+    if request.size is not None:
+        least["size"], given["size"] = 1, request.size
+    if request.workers is not None:
+        least["workers"], given["workers"] = 0, request.workers
+    for name, value in given.items():
+        if value < least[name]:
+            raise ValueError(f"{name} must be at least {least[name]}; got {value}")
+    for name, value, allowed in (
+        ("tta", request.tta, tuple(VIEWS)),
+        ("on_error", request.on_error, ("stop", "skip")),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
+
+
+def parse_models(models: Sequence[str]) -> list[Backbone]:
+    """Resolve each ``NAME`` or ``NAME=WEIGHTS``; the same name again is told apart by its weights.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, missing weights, or the same model twice.
+    """
+    if not models:
+        raise ValueError("name at least one model with --model, for example tf_efficientnet_lite0")
+    found: dict[str, Backbone] = {}
+    for text in models:
+        name, _, given = text.partition("=")
+        weights = find_weights(name, given or None)
+        key = f"{name}@{Path(given).stem}" if name in found else name
+        if key in found:
+            raise ValueError(f"model {text!r} is named twice; give each checkpoint once")
+        found[key] = Backbone(key, name, weights)
+    return list(found.values())
+
+
+def _match_ids(source: ImageSource, labels: Labels, report: Reporter) -> ImageSource:
+    """Bring image ids and labels together; all images in one folder may be named without it."""
+    folder = source.common_folder
+    if folder and not set(labels.image_ids) & set(source.ids):
+        inside = source.without_folder(folder)
+        if set(labels.image_ids) & set(inside.ids):
+            report.log(f"{labels.path} names images without their common folder {folder}/")
+            source = inside
+    labels.refuse_unknown(source.ids, source.path)
+    return source
+
+
+def _read_metadata(request: Request, ids: Sequence[str]) -> pd.DataFrame | None:
+    """Metadata in the order of the images; lines of other images are left out."""
+    if request.metadata is None:
+        return None
+    frame = read_metadata(request.metadata, id_column=request.id_column)
+    absent = [i for i in ids if i not in frame.index]
+    if absent:
+        raise ValueError(
+            f"{request.metadata} must have a line for every image; {len(absent):,} have none, "
+            f"first: {first_few(absent)}"
+        )
+    return frame.loc[list(ids)]
+
+
+def _fingerprint(
+    request: Request,
+    source: ImageSource,
+    labels: Labels,
+    metadata: pd.DataFrame | None,
+    backbones: Sequence[Backbone],
+) -> dict[str, Any]:
+    """Everything that the arrays depend on, as JSON."""
+    files = hashlib.sha256(repr((source.ids, source.sizes)).encode()).hexdigest()
+    columns = "" if metadata is None else metadata.to_csv()
+    return {
+        "images": files,
+        "labels": labels.sha256(),
+        "metadata": hashlib.sha256(columns.encode()).hexdigest(),
+        "models": {b.key: [b.name, b.weights.kind, b.weights.sha256()] for b in backbones},
+        "heads": list(request.heads),
+        "folds": request.folds,
+        "seed": request.seed,
+        "size": request.size,
+        "tta": request.tta,
+        "batch_size": request.batch_size,
+        "chunk_images": request.chunk_images,
+    }
+
+
+def _refuse_foreign(request: Request) -> None:
+    """Refuse what is no store of ours, with --force too: it would be deleted."""
+    if not os.path.lexists(request.out):
+        return
+    if _open_own(request.out) is None:
+        raise RefusedError(
+            f"{request.out} is there and was not made by cnn-extract run; choose another --out"
+        )
+
+
+def _open_own(out: Path) -> FeatureStore | None:
+    from features.store import FeatureStore
+
+    try:
+        store = FeatureStore.open(out, "r+")
+    except ValueError:
+        return None
+    return store if ATTRIBUTE in store.attrs else None
+
+
+def _prepare_store(
+    request: Request,
+    source: ImageSource,
+    labels: Labels,
+    metadata: pd.DataFrame | None,
+    settings: Mapping[str, Any],
+    report: Reporter,
+) -> FeatureStore:
+    store = _open_own(request.out) if request.out.exists() else None
+    if store is not None and not request.force:
+        made: Mapping[str, Any] = store.attrs[ATTRIBUTE]
+        differ = [k for k in settings if made["settings"].get(k) != settings[k]]
+        if made["complete"]:
+            raise RefusedError(_complete_message(request.out, differ))
+        if not (differ == ["images"] and not _has_statistics(store)):
+            if differ:
+                raise RefusedError(
+                    f"{request.out} is an unfinished run with other settings "
+                    f"({', '.join(differ)}); use the same to resume, another --out, or --force "
+                    f"to begin anew"
+                )
+            report.log(f"resuming {request.out}")
+            return store
+        # Repairing an unreadable image changes the files before anything dear was computed.
+        report.log(f"image files changed before all were read: beginning {request.out} anew")
+    if store is not None:
+        shutil.rmtree(request.out)
+    return _create_store(request, source, labels, metadata, settings)
+
+
+def _complete_message(out: Path, differ: Sequence[str]) -> str:
+    other = f", with other settings ({', '.join(differ)})" if differ else ""
+    return f"{out} is complete{other}; choose another --out, or --force to write it anew"
+
+
+def _has_statistics(store: FeatureStore) -> bool:
+    return "image_stats" in store.array_names and store.is_complete("image_stats")
+
+
+def _create_store(
+    request: Request,
+    source: ImageSource,
+    labels: Labels,
+    metadata: pd.DataFrame | None,
+    settings: Mapping[str, Any],
+) -> FeatureStore:
+    from features.folds import make_folds
+    from features.store import FeatureStore
+
+    matrix, known = labels.aligned(source.ids)
+    group, columns = None, metadata
+    if metadata is not None and "split_group" in metadata:
+        group = metadata["split_group"].to_numpy()
+        columns = metadata.drop(columns="split_group")
+    fold = np.full(len(source), -1, dtype=np.int16)
+    fold[known] = make_folds(
+        matrix[np.flatnonzero(known)],
+        n_folds=request.folds,
+        split_group=None if group is None else group[known],
+        random_state=request.seed,
+    )
+    return FeatureStore.create(
+        request.out,
+        image_ids=list(source.ids),
+        classes=list(labels.classes),
+        labels=matrix,
+        labels_known=known,
+        fold=fold,
+        split_group=group,
+        metadata=columns if columns is not None and len(columns.columns) else None,
+        attrs={ATTRIBUTE: {"settings": dict(settings), "complete": False}},
+        chunk_images=request.chunk_images,
+    )
+
+
+def _fill(
+    request: Request,
+    store: FeatureStore,
+    source: ImageSource,
+    backbones: Sequence[Backbone],
+    report: Reporter,
+) -> Summary:
+    """Statistics, backbones, heads; whatever is complete is skipped."""
+    summary = Summary(str(request.out), store.n_images, int(store.labels_known.sum()))
+    settings = Settings(request.size, request.tta, request.batch_size)
+    n_channels = count_channels(source)
+    workers = n_cores() if request.workers is None else request.workers
+    with DecodePool(source, workers) as pool:
+        if _has_statistics(store):
+            summary.already.append("image_stats")
+        else:
+            scan_into_store(
+                store,
+                pool,
+                n_channels=n_channels,
+                on_error=request.on_error,
+                batch_size=request.batch_size,
+                report=report,
+            )
+        for backbone in backbones:
+            rate = extract_backbone(
+                store, pool, backbone, settings, n_channels=n_channels, report=report
+            )
+            if rate is None:
+                summary.already.append(backbone.key)
+            else:
+                summary.rates[backbone.key] = rate
+    for backbone in backbones:
+        for head in request.heads:
+            name = f"{backbone.key}.{head}"
+            if not write_head(store, backbone.key, head, seed=request.seed, report=report):
+                summary.already.append(name)
+            summary.models.append(name)
+    summary.n_classes = store.n_classes
+    skipped = np.flatnonzero(store.skipped)
+    summary.errors = {str(store.image_ids[k]): str(store.errors[k]) for k in skipped}
+    if summary.already:
+        report.log(f"complete already and skipped: {', '.join(summary.already)}")
+    return summary

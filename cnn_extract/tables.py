@@ -1,0 +1,162 @@
+"""Read labels.csv and meta.csv, write result tables."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import sparse
+
+__all__ = ["Labels", "first_few", "read_labels", "read_metadata", "write_csv"]
+
+MISSING = ["", "NA", "N/A", "nan", "NaN", "null", "None"]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of the images in one file, in its order; classes sorted by name."""
+
+    path: str
+    image_ids: tuple[str, ...]
+    lists: tuple[tuple[str, ...], ...]
+    classes: tuple[str, ...]
+
+    def aligned(self, image_ids: Sequence[str]) -> tuple[sparse.csr_array, NDArray[np.bool_]]:
+        """Labels (n_images, n_classes) int8 in the order of `image_ids`, and which are known."""
+        own = dict(zip(self.image_ids, self.lists, strict=True))
+        code = {name: k for k, name in enumerate(self.classes)}
+        rows = [sorted(code[name] for name in own.get(i, ())) for i in image_ids]
+        indptr = np.cumsum([0, *map(len, rows)])
+        indices = np.array([k for row in rows for k in row], dtype=np.int64)
+        shape = (len(rows), len(self.classes))
+        matrix = sparse.csr_array((np.ones(len(indices), np.int8), indices, indptr), shape=shape)
+        return matrix, np.array([i in own for i in image_ids], dtype=bool)
+
+    def refuse_unknown(self, image_ids: Iterable[str], place: str) -> None:
+        """Refuse labels of images that are not there."""
+        absent = sorted(set(self.image_ids) - set(image_ids))
+        if absent:
+            raise ValueError(
+                f"every image in {self.path} must be among the images; {len(absent):,} are not in "
+                f"{place}, first: {first_few(absent)}. An image's id is its path inside {place} "
+                f"without the extension."
+            )
+
+    def sha256(self) -> str:
+        """Checksum of the content, whatever the order of the lines."""
+        lines = sorted(zip(self.image_ids, self.lists, strict=True))
+        return hashlib.sha256(repr(lines).encode()).hexdigest()
+
+
+def read_labels(
+    path: str | Path, *, id_column: str = "image_id", label_column: str = "labels"
+) -> Labels:
+    """Read a label file: one line an image, its labels separated by spaces.
+
+    Parameters
+    ----------
+    path : str or Path
+        A CSV file.
+    id_column, label_column : str
+        The columns with the image's id and its labels, each label optionally ``group::name``.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        When the file is not there, lacks a column, names an image twice, or has no labels.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder, "labels.csv")
+    ...     _ = file.write_text("image_id,labels\\na,tag::cat tag::dog\\nb,\\n")
+    ...     read_labels(file).lists
+    (('tag::cat', 'tag::dog'), ())
+    """
+    frame = _read_csv(path, [id_column, label_column], text=[id_column, label_column])
+    ids = _unique_ids(frame[id_column], path)
+    lists = tuple(tuple(sorted(set(cell.split()))) for cell in frame[label_column])
+    classes = tuple(sorted({name for names in lists for name in names}))
+    if not classes:
+        raise ValueError(f"{path} gives no image a label: column {label_column!r} is empty")
+    return Labels(str(path), ids, lists, classes)
+
+
+def read_metadata(path: str | Path, *, id_column: str = "image_id") -> pd.DataFrame:
+    """Read user columns, indexed by image id; ``split_group`` stays text.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        When the file is not there, lacks the id column, or names an image twice.
+    """
+    frame = _read_csv(path, [id_column], text=[id_column, "split_group"])
+    _unique_ids(frame[id_column], path)
+    return frame.set_index(id_column).rename_axis("image_id")
+
+
+def _read_csv(path: str | Path, wanted: Sequence[str], text: Sequence[str]) -> pd.DataFrame:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        columns = list(pd.read_csv(path, nrows=0, encoding="utf-8-sig").columns)
+        missing = [c for c in wanted if c not in columns]
+        if missing:
+            raise ValueError(
+                f"{path} must have the columns {first_few(wanted)}; {first_few(missing)} is "
+                f"missing, it has {first_few(columns, 10)}. Name other columns with --id-column "
+                f"and --label-column."
+            )
+        # An image or a label called "NA" is a name, not a gap.
+        verbatim = [c for c in columns if c in text]
+        return pd.read_csv(
+            path,
+            encoding="utf-8-sig",
+            dtype=dict.fromkeys(verbatim, "str"),
+            keep_default_na=False,
+            na_values={c: MISSING for c in columns if c not in verbatim},
+        )
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no CSV file: {error}") from error
+
+
+def _unique_ids(column: pd.Series, path: str | Path) -> tuple[str, ...]:
+    ids = tuple(column)
+    twice = column[column.duplicated()].unique()
+    if len(twice):
+        raise ValueError(
+            f"{path} must name each image once; {len(twice):,} stand twice, first: "
+            f"{first_few(twice)}"
+        )
+    return ids
+
+
+def first_few(names: Iterable[str], n: int = 5) -> str:
+    """Quote the first few names for a message.
+
+    Examples
+    --------
+    >>> first_few(["a", "b", "c"], 2)
+    "'a', 'b', ..."
+    """
+    listed = list(names)
+    more = ", ..." if len(listed) > n else ""
+    return ", ".join(repr(str(name)) for name in listed[:n]) + more
+
+
+def write_csv(frame: pd.DataFrame, path: str | Path) -> None:
+    """Write a table under a temporary name, then rename it: a reader never sees half of it."""
+    final = Path(path)
+    temporary = final.with_name(f".{final.name}.{os.getpid()}.partial")
+    try:
+        frame.to_csv(temporary)
+        temporary.replace(final)
+    finally:
+        temporary.unlink(missing_ok=True)
