@@ -82,7 +82,7 @@ def run_command(
     tta: Annotated[
         str, typer.Option(help="Test-time augmentation: none, or hflip (twice the time).")
     ] = "none",
-    batch_size: Annotated[int, typer.Option(help="Images in a batch.")] = 32,
+    batch_size: Annotated[int, typer.Option(help="Images in a batch.")] = 16,
     workers: Workers = None,
     on_error: Annotated[
         str, typer.Option(help="On an unreadable image: stop, or skip and record it.")

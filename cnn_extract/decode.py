@@ -11,9 +11,10 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from multiprocessing.connection import wait
 from types import TracebackType
@@ -26,8 +27,9 @@ from cnn_extract.images import ImageError, ImageSource, Pixels
 from cnn_extract.stats import image_statistics, stat_names
 from cnn_extract.transforms import model_input
 
-__all__ = ["DecodePool", "Inputs", "Scanned", "decode_inputs", "n_cores", "scan_images"]
+__all__ = ["DecodePool", "Inputs", "Scanned", "decode_inputs", "in_order", "n_cores", "scan_images"]
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 Task: TypeAlias = Callable[[ImageSource, Sequence[int]], Result]
 # Batches on their way for each worker: one in work, one waiting.
@@ -95,6 +97,23 @@ def _decode(source: ImageSource, index: int, n_channels: int) -> Pixels:
     return pixels
 
 
+def in_order(
+    pool: Executor, work: Callable[[Item], Result], items: Iterable[Item], *, ahead: int
+) -> Iterator[Result]:
+    """Give ``work(item)`` in order, with at most `ahead` items on their way.
+
+    Executor.map takes all items at once: here they wait, decoded images among them, where they are.
+    """
+    coming = iter(items)
+    waiting: deque[Future[Result]] = deque()
+    for item in islice(coming, ahead):
+        waiting.append(pool.submit(work, item))
+    while waiting:
+        done = waiting.popleft().result()
+        waiting.extend(pool.submit(work, item) for item in islice(coming, 1))
+        yield done
+
+
 def n_cores() -> int:
     """Count the cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -154,17 +173,9 @@ class DecodePool:
         if self._pool is None:
             yield from (task(self.source, batch) for batch in batches)
             return
-        coming = iter(batches)
-        waiting: deque[Future[Result]] = deque()
+        work = partial(_in_worker, task)
         try:
-            for batch in islice(coming, AHEAD * self.workers):
-                waiting.append(self._pool.submit(_in_worker, task, batch))
-            while waiting:
-                done = waiting.popleft().result()
-                waiting.extend(
-                    self._pool.submit(_in_worker, task, batch) for batch in islice(coming, 1)
-                )
-                yield done
+            yield from in_order(self._pool, work, batches, ahead=AHEAD * self.workers)
         except BrokenProcessPool as error:
             raise RuntimeError(
                 "a process that decodes images died, most likely for want of memory; "

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnn_extract._console import Reporter
+from cnn_extract._lanes import torch_lanes
 from cnn_extract._torchvision import import_torch
-from cnn_extract.decode import DecodePool, Inputs, Scanned, decode_inputs, scan_images
+from cnn_extract.decode import DecodePool, Inputs, Scanned, decode_inputs, in_order, scan_images
 from cnn_extract.images import ImageError, ImageSource
 from cnn_extract.models import InputConfig, embed, fuse_norms, input_config
 from cnn_extract.stats import stat_names
@@ -56,7 +57,7 @@ class Settings:
 
     size: int | None = None
     tta: str = "none"
-    batch_size: int = 32
+    batch_size: int = 16
 
 
 def count_channels(source: ImageSource) -> int:
@@ -88,7 +89,7 @@ def scan_into_store(
     *,
     n_channels: int,
     on_error: str = "stop",
-    batch_size: int = 32,
+    batch_size: int = 16,
     report: Reporter,
 ) -> None:
     """Decode every image, write its statistics, and find those that cannot be read.
@@ -180,20 +181,22 @@ def extract_backbone(
     if skipped:
         report.log(f"{backbone.key}: {skipped:,} images are complete and skipped")
     task = partial(decode_inputs, size=config.size, n_channels=n_channels)
-    parts = pool.map(task, _batches(chunks, settings.batch_size))
+    inputs = pool.map(task, _batches(chunks, settings.batch_size))
+    work = partial(_compute, model, config, settings.tta, frozenset(np.flatnonzero(store.skipped)))
     start = time.monotonic()
     n_images = sum(map(len, chunks))
-    with report.progress(backbone.key, n_images) as advance:
+    with torch_lanes() as lanes, report.progress(backbone.key, n_images) as advance:
+        outputs = in_order(lanes, work, inputs, ahead=lanes.n_lanes + 1)
         for chunk in chunks:
-            outputs = _run_chunk(store, model, chunk, parts, config, settings, advance)
-            for name, values in zip(reversed(names), outputs, strict=False):
+            columns = _gather_chunk(chunk, outputs, advance)
+            for name, values in zip(reversed(names), columns, strict=False):
                 store.write_rows(name, chunk.start, values)
     return n_images / max(time.monotonic() - start, 1e-9)
 
 
 def _prepare(model: Any, config: InputConfig, n_channels: int) -> Any:
     torch = import_torch()
-    fused = fuse_norms(model, config.size, n_channels)
+    fused: Any = fuse_norms(model, config.size, n_channels)
     return fused.to(memory_format=torch.channels_last)
 
 
@@ -235,30 +238,27 @@ def describe(backbone: Backbone, size: int, settings: Settings) -> dict[str, Any
     }
 
 
-def _run_chunk(
-    store: FeatureStore,
-    model: Any,
-    chunk: range,
-    parts: Iterator[Inputs],
-    config: InputConfig,
-    settings: Settings,
-    advance: Any,
+def _compute(
+    model: Any, config: InputConfig, tta: str, skipped: frozenset[int], part: Inputs
+) -> tuple[NDArray[np.float16], ...]:
+    """Embeddings of one batch, and logits if the model has them."""
+    torch = import_torch()
+    changed = [text for index, text in part.errors.items() if index not in skipped]
+    if changed:
+        raise ImageError(f"{changed[0]}; it was readable when this run began")
+    both = embed(model, torch.from_numpy(part.images), config, tta=tta)
+    return tuple(_as_half(values) for values in both if values is not None)
+
+
+def _gather_chunk(
+    chunk: range, outputs: Iterator[tuple[NDArray[np.float16], ...]], advance: Any
 ) -> list[NDArray[np.float16]]:
     """Embeddings and logits of one chunk, in this order, as far as the model has them."""
-    torch = import_torch()
-    skipped = store.skipped
-    outputs: list[tuple[NDArray[np.float16], ...]] = []
-    done = 0
-    while done < len(chunk):
-        part = next(parts)
-        changed = [text for index, text in part.errors.items() if not skipped[index]]
-        if changed:
-            raise ImageError(f"{changed[0]}; it was readable when this run began")
-        both = embed(model, torch.from_numpy(part.images), config, tta=settings.tta)
-        outputs.append(tuple(_as_half(t) for t in both if t is not None))
-        done += len(part.images)
-        advance(len(part.images))
-    return [np.concatenate(column) for column in zip(*outputs, strict=True)]
+    parts: list[tuple[NDArray[np.float16], ...]] = []
+    while sum(len(part[0]) for part in parts) < len(chunk):
+        parts.append(next(outputs))
+        advance(len(parts[-1][0]))
+    return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
 
 def _as_half(values: Any) -> NDArray[np.float16]:

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from cnn_extract._console import Reporter
+from cnn_extract._lanes import torch_lanes
 from cnn_extract._torchvision import import_torch
+from cnn_extract.decode import in_order
 from cnn_extract.extract import open_chunks
 
 if TYPE_CHECKING:
@@ -197,7 +199,7 @@ def _optimiser(layers: Any, config: HeadConfig, n_steps: int) -> tuple[Any, Any]
         {"params": [w for w, _ in layers], "weight_decay": config.weight_decay},
         {"params": [b for _, b in layers], "weight_decay": 0.0},
     ]
-    optimiser = torch.optim.AdamW(groups, lr=config.lr)
+    optimiser = torch.optim.AdamW(groups, lr=config.lr, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, max_lr=config.lr, total_steps=n_steps, pct_start=0.1
     )
@@ -258,13 +260,17 @@ def _require_arrays(store: FeatureStore, key: str, head: str, seed: int) -> list
 def _fit_folds(store: FeatureStore, key: str, head: str, seed: int, report: Reporter) -> list[Head]:
     embeddings, labels, fold = store.embeddings(key), store.labels, store.fold
     usable = store.labels_known & ~store.skipped
-    fitted = []
     n_folds = int(fold.max()) + 1
-    with report.progress(f"{key}.{head}", n_folds, "folds") as advance:
-        for k in range(n_folds):
-            rows = np.flatnonzero(usable & (fold != k))
-            child = _child_seed(seed, f"{key}.{head}", k)
-            fitted.append(fit_head(embeddings[rows], labels[rows], HEADS[head], child))
+
+    def fit(k: int) -> Head:
+        rows = np.flatnonzero(usable & (fold != k))
+        child = _child_seed(seed, f"{key}.{head}", k)
+        return fit_head(embeddings[rows], labels[rows], HEADS[head], child)
+
+    fitted = []
+    with torch_lanes() as lanes, report.progress(f"{key}.{head}", n_folds, "folds") as advance:
+        for model in in_order(lanes, fit, range(n_folds), ahead=lanes.n_lanes):
+            fitted.append(model)
             advance(1)
     return fitted
 

@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 
 from cnn_extract._console import Reporter, clock
-from cnn_extract._torchvision import import_torch
 from cnn_extract.decode import DecodePool, n_cores
 from cnn_extract.extract import (
     Backbone,
@@ -84,7 +83,7 @@ class Request:
     seed: int = 0
     size: int | None = None
     tta: str = "none"
-    batch_size: int = 32
+    batch_size: int = 16
     workers: int | None = None
     on_error: str = "stop"
     id_column: str = "image_id"
@@ -149,7 +148,6 @@ def run(request: Request, report: Reporter | None = None) -> Summary:
     backbones = parse_models(request.models)
     settings = _fingerprint(request, source, labels, metadata, backbones)
     store = _prepare_store(request, source, labels, metadata, settings, report)
-    import_torch().set_num_threads(n_cores())
     summary = _fill(request, store, source, backbones, report)
     store.update_attrs({ATTRIBUTE: {"settings": settings, "complete": True}})
     summary.seconds = time.monotonic() - start

@@ -57,7 +57,7 @@ class Labels:
 def read_labels(
     path: str | Path, *, id_column: str = "image_id", label_column: str = "labels"
 ) -> Labels:
-    """Read a label file: one line an image, its labels separated by spaces.
+    r"""Read a label file: one line an image, its labels separated by spaces.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def read_labels(
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     file = Path(folder, "labels.csv")
-    ...     _ = file.write_text("image_id,labels\\na,tag::cat tag::dog\\nb,\\n")
+    ...     _ = file.write_text("image_id,labels\na,tag::cat tag::dog\nb,\n")
     ...     read_labels(file).lists
     (('tag::cat', 'tag::dog'), ())
     """
