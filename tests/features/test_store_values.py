@@ -217,3 +217,12 @@ def test_topk_rows_of_an_unfinished_model_are_empty(empty):
     assert empty.probability_array("m").nnz == 0
     empty.write_rows("topk/m/value", 0, np.full((8, 2), 0.5))
     assert empty.probability_array("m").nnz == 16
+
+
+def test_equal_topk_values_stand_in_class_order(tmp_path):
+    """Two writers of the same predictions would give different bytes."""
+    classes = [f"c{c}" for c in range(200)]
+    store = FeatureStore.create(tmp_path / "s", image_ids=["i"], classes=classes)
+    store.add_topk("m", sparse.csr_array(np.tile([0.25, 0.75], 100)[None]))
+    index = zarr.open_group(store.path, mode="r")["topk/m/index"][0]
+    assert index.tolist() == [*range(1, 200, 2), *range(0, 200, 2)]
