@@ -171,6 +171,17 @@ class PairFeatures:
         """Candidates of an image."""
         return int(self.per_group_.sum())
 
+    def all_candidates(self, stack: Stack, *, step: int = 4096) -> Candidates:
+        """Every row of a stack, without its features."""
+        parts = [
+            select_candidates(
+                stack_blend(stack[s : s + step]), self.per_group_, self.space_
+            ).classes
+            for s in range(0, len(stack), step)
+        ]
+        indptr = np.arange(len(stack) + 1, dtype=np.int64) * self.rows_per_image_
+        return Candidates(indptr, np.concatenate(parts) if parts else np.empty(0, np.int32))
+
     def batch_images(self) -> int:
         """Images a batch, from `max_memory`; at least one."""
         row = 4 * len(self.columns_) + 16 * len(self.models_)

@@ -1,1 +1,7 @@
-"""TODO."""
+"""Third storey: pair rows to label sets, by boosting on a calibrated blend and F-beta decisions."""
+
+from stacker.decision import FBetaDecision
+from stacker.estimator import PairStacker
+from stacker.fbeta import expected_fbeta_sets, fbeta_score
+
+__all__ = ["FBetaDecision", "PairStacker", "expected_fbeta_sets", "fbeta_score"]

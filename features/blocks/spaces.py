@@ -91,7 +91,7 @@ def fit_space(
     kept = min(n_dimensions, width, max(len(sample) - 1, 1))
     variance, axes = eigh(covariance.astype(np.float64), subset_by_index=[width - kept, width - 1])
     # Directions without variance carry only rounding noise: whitening must not blow them up.
-    floor = max(1e-6 * variance.item(-1), 1e-12)  # eigenvalues rise
+    floor = max(1e-6 * float(np.max(variance)), 1e-12)  # eigenvalues rise
     scale = np.where(variance > floor, np.maximum(variance, floor) ** (-WHITENING / 2), 0)
     return Projection(mean, np.ascontiguousarray(axes * scale, dtype=np.float32))
 
@@ -139,9 +139,9 @@ def _encode_rows(values, mean, axes, codes, norms):  # type: ignore[no-untyped-d
         for j in range(n_dimensions):
             largest = max(largest, abs(projected[j]))
         scale = np.float32(127) / largest if largest > 0 else np.float32(0)
-        squared = np.int64(0)
+        squared = 0
         for j in range(n_dimensions):
             rounded = np.int8(np.rint(projected[j] * scale))
             codes[image, j] = rounded
             squared += np.int64(rounded) * np.int64(rounded)
-        norms[image] = np.sqrt(np.float32(max(squared, 1)))
+        norms[image] = np.sqrt(np.float32(squared if squared > 0 else 1))

@@ -1,0 +1,129 @@
+"""A fitted `PairStacker` as a tree of JSON values and arrays, and back."""
+
+import sys
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from features.assemble import PairFeatures
+from features.blocks.spaces import Projection
+from features.blocks.types import Column
+from features.schema import LabelSpace
+from stacker.blend import BLENDS
+from stacker.boosters import BOOSTERS
+from stacker.decision import FBetaDecision
+
+LIBRARIES = ("pairstack", "numpy", "lightgbm", "xgboost", "scikit-learn", "numba")
+SCORES = ("oof_score_", "base_score_", "base_name_", "shrinkage_")
+ARRAYS = ("oof_proba_", "oof_base_proba_", "folds_")
+
+
+def model_tree(model: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    """Everything that `predict` and the report need, and the boosters' texts."""
+    space = model.seen_["space"]
+    tree = {
+        "params": _plain_params(model),
+        "seen": {key: value for key, value in model.seen_.items() if key != "space"},
+        "classes": space.names,
+        "class_group": space.groups,
+        "class_parent": space.parents,
+        "base": {} if model.base_ is None else _fitted(model.base_),
+        "features": _features_tree(model.features_),
+        "decision": model.decision_.to_state(),
+        "base_decision": model.base_decision_.to_state(),
+        "boosters": [booster.name for booster in model.boosters_],
+        "rounds": model.rounds_,
+        **{name: getattr(model, name) for name in (*SCORES, *ARRAYS)},
+        "libraries": {name: version(name) for name in LIBRARIES},
+        "python": sys.version.split()[0],
+    }
+    texts = {f"booster-{booster.name}.txt": booster.to_text() for booster in model.boosters_}
+    return tree, texts
+
+
+def restore_model(cls: Any, tree: dict[str, Any], texts: dict[str, str]) -> Any:
+    """Rebuild the fitted estimator."""
+    params = dict(tree["params"])
+    if params.get("decision") == "fitted":
+        params["decision"] = "auto"
+    if isinstance(params["booster"], list):
+        params["booster"] = tuple(params["booster"])
+    model = cls(**params)
+    space = LabelSpace(tree["classes"], tree["class_group"], tree["class_parent"])
+    model.seen_ = {**tree["seen"], "space": space}
+    model.classes_, model.class_group_ = space.names, space.groups
+    model.base_ = _blend(tree["base_name_"], tree["base"])
+    model.features_ = _features(tree["features"], space)
+    model.columns_ = model.features_.columns_
+    model.feature_names_ = model.features_.feature_names_
+    model.candidate_recall_ = model.features_.candidate_recall_
+    sizes = model.features_.per_group_.tolist()
+    model.candidates_ = dict(zip(space.group_names.tolist(), sizes, strict=True))
+    model.decision_ = FBetaDecision.from_state(tree["decision"])
+    model.base_decision_ = FBetaDecision.from_state(tree["base_decision"])
+    model.rounds_ = tree["rounds"]
+    for name in (*SCORES, *ARRAYS):
+        setattr(model, name, tree[name])
+    model.boosters_ = []
+    for name in tree["boosters"]:
+        adapter = BOOSTERS[name]({}, model.n_jobs, model.random_state or 0)
+        model.boosters_.append(adapter.from_text(texts[f"booster-{name}.txt"]))
+    return model
+
+
+def _plain_params(model: Any) -> dict[str, Any]:
+    """Parameters as JSON; an estimator or a splitter is named, its fitted result is kept."""
+    params = dict(model.get_params(deep=False))
+    if not isinstance(params["decision"], str):
+        params["decision"] = "fitted"
+    if not isinstance(params["cv"], int | str):
+        params["cv"] = int(model.folds_.max()) + 1
+    return params
+
+
+def _fitted(estimator: Any) -> dict[str, Any]:
+    """Fitted attributes of a blend."""
+    return {key: value for key, value in vars(estimator).items() if key.endswith("_")}
+
+
+def _blend(name: str, attributes: dict[str, Any]) -> Any:
+    if name == "none":
+        return None
+    blend = BLENDS[name]()
+    for key, value in attributes.items():
+        setattr(blend, key, value)
+    return blend
+
+
+def _features_tree(features: PairFeatures) -> dict[str, Any]:
+    return {
+        "max_memory": features.max_memory,
+        "models": features.models_,
+        "per_group": features.per_group_,
+        "n_folds": features.n_folds_,
+        "candidate_recall": features.candidate_recall_,
+        "columns": [asdict(column) for column in features.columns_],
+        "n_columns": features.n_columns_,
+        "states": features.states_,
+        "projections": {
+            name: {"mean": p.mean, "axes": p.axes} for name, p in features.projections_.items()
+        },
+    }
+
+
+def _features(tree: dict[str, Any], space: LabelSpace) -> PairFeatures:
+    features = PairFeatures(max_memory=tree["max_memory"])
+    features.space_, features.models_ = space, tree["models"]
+    features.per_group_ = np.asarray(tree["per_group"])
+    features.n_folds_, features.n_columns_ = tree["n_folds"], tree["n_columns"]
+    features.candidate_recall_ = tree["candidate_recall"]
+    features.columns_ = [
+        Column(**{**column, "models": tuple(column["models"])}) for column in tree["columns"]
+    ]
+    features.states_ = tree["states"]
+    features.projections_ = {
+        name: Projection(p["mean"], p["axes"]) for name, p in tree["projections"].items()
+    }
+    return features

@@ -1,0 +1,285 @@
+"""Blends of several models: the baselines to beat, and the base that the stack starts from.
+
+Each is an estimator with ``fit(stack, Y)`` and ``predict_proba(stack)``, usable by itself.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_array
+from sklearn.base import BaseEstimator, clone
+from sklearn.utils.validation import check_is_fitted
+
+from features.assemble import dense_probs
+from features.numeric import logit, logit_mean, sigmoid
+from features.schema import Stack, as_label_matrix, as_stack
+from stacker._logistic import fit_per_class, fit_pooled
+
+__all__ = [
+    "BLENDS",
+    "EnsembleSelection",
+    "LogisticBlend",
+    "LogitMeanBlend",
+    "MeanBlend",
+    "cross_fit",
+]
+
+IMAGES_AT_ONCE = 2048
+CLASSES_AT_ONCE = 64
+# Selection compares log losses that differ in the third digit: this many pairs resolve them.
+MOST_PAIRS = 500_000
+
+
+class MeanBlend(BaseEstimator):
+    """Mean of the models' probabilities.
+
+    Examples
+    --------
+    >>> stack = Stack({"a": [[0.2, 0.4]], "b": [[0.4, 0.8]]})
+    >>> MeanBlend().fit(stack).predict_proba(stack).round(2).tolist()
+    [[0.30000001192092896, 0.6000000238418579]]
+    """
+
+    def fit(self, X: Any, Y: Any = None, groups: ArrayLike | None = None) -> "MeanBlend":
+        """Remember the models; nothing else is learned."""
+        self.models_ = list(as_stack(X).models)
+        return self
+
+    def predict_proba(self, X: Any) -> NDArray[np.float32]:
+        """Blended probabilities, float32 of shape (n_images, n_classes)."""
+        stack = _same_models(self, X)
+        return _by_images(stack, lambda part: dense_probs(part).mean(axis=0))
+
+
+class LogitMeanBlend(BaseEstimator):
+    """Logistic of the mean logit of the models (RECIPES B6).
+
+    Examples
+    --------
+    >>> stack = Stack({"a": [[0.2, 0.5]], "b": [[0.8, 0.5]]})
+    >>> LogitMeanBlend().fit(stack).predict_proba(stack).round(2).tolist()
+    [[0.5, 0.5]]
+    """
+
+    def fit(self, X: Any, Y: Any = None, groups: ArrayLike | None = None) -> "LogitMeanBlend":
+        """Remember the models; nothing else is learned."""
+        self.models_ = list(as_stack(X).models)
+        return self
+
+    def predict_proba(self, X: Any) -> NDArray[np.float32]:
+        """Blended probabilities, float32 of shape (n_images, n_classes)."""
+        stack = _same_models(self, X)
+        return _by_images(stack, lambda part: logit_mean(dense_probs(part)))
+
+
+class EnsembleSelection(BaseEstimator):
+    """Weights by greedy forward selection with replacement (Caruana et al., 2004; RECIPES D3).
+
+    In each round the model that lowers the log loss of the weighted logit mean the most gets
+    one more vote.
+
+    Parameters
+    ----------
+    n_rounds : int
+        Votes given out.
+    random_state : int or None
+        Seed of the pairs that are scored, where there are more than 500,000.
+
+    Attributes
+    ----------
+    weights_ : dict of model to float, summing to 1
+    """
+
+    def __init__(self, n_rounds: int = 20, random_state: int | None = 0) -> None:
+        self.n_rounds = n_rounds
+        self.random_state = random_state
+
+    def fit(
+        self,
+        X: Any,
+        Y: Any,
+        groups: ArrayLike | None = None,
+        validation_set: ArrayLike | None = None,
+    ) -> "EnsembleSelection":
+        """Choose the weights.
+
+        Parameters
+        ----------
+        X : Stack of n_images, or what `as_stack` takes
+            Out-of-fold probabilities.
+        Y : labels of shape (n_images, n_classes)
+        groups : ignored
+        validation_set : array-like of shape (n_images,), optional
+            Name of the validation set of each image (source, target): the mean of the sets' log
+            losses is minimised, so that a small set counts as much as a large one.
+        """
+        stack = as_stack(X)
+        logits, labels, weight = self._sample(stack, _labels(stack, Y), validation_set)
+        votes = np.zeros(len(stack.models))
+        total = np.zeros(len(labels), dtype=np.float32)
+        for n in range(self.n_rounds):
+            losses = [weighted_log_loss((total + own) / (n + 1), labels, weight) for own in logits]
+            best = int(np.argmin(losses))
+            votes[best] += 1
+            total += logits[best]
+        self.models_ = list(stack.models)
+        self.weights_ = dict(zip(self.models_, (votes / votes.sum()).tolist(), strict=True))
+        return self
+
+    def _sample(
+        self, stack: Stack, labels: csr_array, validation_set: ArrayLike | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]:
+        """Logits (n_models, n_pairs), labels and weights (n_pairs,) of some images."""
+        n_images = max(1, min(len(stack), MOST_PAIRS // len(stack.classes)))
+        rng = np.random.default_rng(self.random_state)
+        picked = np.sort(rng.choice(len(stack), n_images, replace=False))
+        logits = logit(dense_probs(stack[picked])).reshape(len(stack.models), -1)
+        sets = np.zeros(len(stack)) if validation_set is None else np.asarray(validation_set)
+        _, code, size = np.unique(sets[picked], return_inverse=True, return_counts=True)
+        weight = np.repeat(1.0 / size[code], len(stack.classes))
+        return logits, labels[picked].toarray().ravel().astype(np.float32), weight / weight.sum()
+
+    def predict_proba(self, X: Any) -> NDArray[np.float32]:
+        """Blended probabilities, float32 of shape (n_images, n_classes)."""
+        stack = _same_models(self, X)
+        weights = list(self.weights_.values())
+        return _by_images(stack, lambda part: logit_mean(dense_probs(part), weights))
+
+
+class LogisticBlend(BaseEstimator):
+    """Logistic regression on the models' logits, per class, shrunk to one pooled over classes.
+
+    The pooled weights are fitted first; each class then gets its own, with a Gaussian prior
+    around the pooled ones, so that a class with few positives stays near them.
+
+    Parameters
+    ----------
+    shrinkage : float
+        Precision of that prior, above 0: larger keeps classes nearer to the pooled weights.
+
+    Attributes
+    ----------
+    pooled_ : float64 array of shape (n_models + 1,)
+        Weight of each model's logit, then the intercept.
+    coef_ : float64 array of shape (n_classes, n_models + 1)
+        The same per class.
+
+    Notes
+    -----
+    Newton's method, O(n_images * n_classes * n_models**2) a step; memory is bounded by a block
+    of classes.
+    """
+
+    def __init__(self, shrinkage: float = 10.0) -> None:
+        self.shrinkage = shrinkage
+
+    def fit(self, X: Any, Y: Any, groups: ArrayLike | None = None) -> "LogisticBlend":
+        """Fit the pooled and the per-class weights on out-of-fold probabilities.
+
+        Parameters
+        ----------
+        X : Stack of n_images, or what `as_stack` takes
+        Y : labels of shape (n_images, n_classes)
+        groups : ignored
+        """
+        if not self.shrinkage > 0:
+            raise ValueError(f"shrinkage must be above 0. Got {self.shrinkage!r} instead.")
+        stack = as_stack(X)
+        labels = _labels(stack, Y).tocsc()
+        self.models_ = list(stack.models)
+        step = max(1, MOST_PAIRS * 4 // len(stack.classes))
+        picked = np.unique(np.linspace(0, len(stack) - 1, min(step, len(stack))).astype(np.int64))
+        some = logit(dense_probs(stack[picked]))
+        self.pooled_ = fit_pooled(some, labels[picked].toarray().astype(np.float32))
+        blocks = range(0, len(stack.classes), CLASSES_AT_ONCE)
+        self.coef_ = np.concatenate([self._fit_block(stack, labels, start) for start in blocks])
+        return self
+
+    def _fit_block(self, stack: Stack, labels: Any, start: int) -> NDArray[np.float64]:
+        block = slice(start, min(start + CLASSES_AT_ONCE, len(stack.classes)))
+        # Classes first and images last: each class's Newton steps read contiguous memory.
+        logits = np.stack([logit(_columns(p, block)).T for p in stack.probabilities.values()])
+        own = np.ascontiguousarray(labels[:, block].toarray().T.astype(np.float32))
+        return fit_per_class(logits, own, self.pooled_, float(self.shrinkage))
+
+    def predict_proba(self, X: Any) -> NDArray[np.float32]:
+        """Blended probabilities, float32 of shape (n_images, n_classes)."""
+        stack = _same_models(self, X)
+        coef = self.coef_.astype(np.float32)
+
+        def blend(part: Stack) -> NDArray[np.float32]:
+            total = np.broadcast_to(coef[:, -1], (len(part), len(coef))).copy()
+            for m, values in enumerate(dense_probs(part)):
+                total += coef[:, m] * logit(values)
+            return sigmoid(total)
+
+        return _by_images(stack, blend)
+
+
+BLENDS: dict[str, Any] = {
+    "mean": MeanBlend,
+    "logit_mean": LogitMeanBlend,
+    "selection": EnsembleSelection,
+    "logistic": LogisticBlend,
+}
+
+
+def cross_fit(
+    blend: Any, stack: Stack, labels: csr_array, fold: NDArray[np.integer[Any]]
+) -> NDArray[np.float32]:
+    """Predict each fold by a clone of the blend fitted on the other folds.
+
+    Returns
+    -------
+    float32 array of shape (n_images, n_classes)
+    """
+    out = np.empty((len(stack), len(stack.classes)), dtype=np.float32)
+    for k in np.unique(fold):
+        train, test = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
+        out[test] = clone(blend).fit(stack[train], labels[train]).predict_proba(stack[test])
+    return out
+
+
+def weighted_log_loss(
+    logits: NDArray[np.float32], labels: NDArray[np.float32], weight: NDArray[Any] | None = None
+) -> float:
+    """Mean log loss (nats) of logits, in float64.
+
+    Examples
+    --------
+    >>> round(weighted_log_loss(np.zeros(2, np.float32), np.array([0, 1], np.float32)), 4)
+    0.6931
+    """
+    # log(1 + e^x) - y x, without overflow for large |x|.
+    losses = np.maximum(logits, 0) - labels * logits + np.log1p(np.exp(-np.abs(logits)))
+    return float(np.average(losses, weights=weight))
+
+
+def _labels(stack: Stack, Y: Any) -> csr_array:
+    return as_label_matrix(Y, classes=stack.classes, n_images=len(stack))
+
+
+def _columns(values: Any, block: slice) -> NDArray[np.float32]:
+    part = values[:, block]
+    return np.asarray(part.toarray() if hasattr(part, "toarray") else part, dtype=np.float32)
+
+
+def _same_models(blend: Any, X: Any) -> Stack:
+    """Check that the blend is fitted and that the stack has its models."""
+    check_is_fitted(blend, "models_")
+    stack = as_stack(X)
+    if list(stack.models) != blend.models_:
+        raise ValueError(
+            f"{type(blend).__name__} was fitted on the models {blend.models_}. "
+            f"Got {list(stack.models)} instead."
+        )
+    return stack
+
+
+def _by_images(stack: Stack, blend: Any) -> NDArray[np.float32]:
+    """Apply a function of a small stack range by range."""
+    out = np.empty((len(stack), len(stack.classes)), dtype=np.float32)
+    for start in range(0, len(stack), IMAGES_AT_ONCE):
+        out[start : start + IMAGES_AT_ONCE] = blend(stack[start : start + IMAGES_AT_ONCE])
+    return out

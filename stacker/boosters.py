@@ -1,0 +1,461 @@
+"""One small adapter for LightGBM and XGBoost: streamed pair rows in, corrections to a base out.
+
+Rows are binned once and reused by every fold and by the last fit. The base's logit is the
+initial score (RECIPES E2), so a booster only learns what the base does not know.
+"""
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Protocol
+
+import lightgbm as lgb
+import numpy as np
+import xgboost as xgb
+from numpy.typing import NDArray
+
+from features.assemble import PairFeatures
+from features.schema import Stack
+from stacker.blend import weighted_log_loss
+
+Float = NDArray[np.float32]
+
+SAMPLE_ROWS = 200_000  # rows that the bin boundaries are read from: LightGBM's own default
+SNAPSHOT_EVERY = 10  # rounds between two looks at the held-out rows
+
+# Large leaves and strong shrinkage: pair rows are many, but a class has few positives.
+LIGHTGBM_DEFAULTS: dict[str, Any] = {
+    "objective": "binary",
+    "learning_rate": 0.05,
+    "num_leaves": 31,
+    "min_data_in_leaf": 100,
+    "feature_fraction": 0.4,
+    "bagging_fraction": 0.8,
+    "bagging_freq": 1,
+    "lambda_l2": 10.0,
+    "max_bin": 127,
+    "boost_from_average": False,
+    "deterministic": True,
+    "force_row_wise": True,
+    "verbosity": -1,
+}
+XGBOOST_DEFAULTS: dict[str, Any] = {
+    "objective": "binary:logistic",
+    "tree_method": "hist",
+    "learning_rate": 0.05,
+    "max_leaves": 31,
+    "max_depth": 0,
+    "grow_policy": "lossguide",
+    "min_child_weight": 5.0,
+    "colsample_bytree": 0.4,
+    "subsample": 0.8,
+    "reg_lambda": 10.0,
+    "max_bin": 127,
+    "base_score": 0.5,
+    "verbosity": 0,
+}
+
+
+@dataclass
+class Rows:
+    """The pair rows of a stack: what is known of each row, and a way to stream its features.
+
+    Attributes
+    ----------
+    features : fitted PairFeatures
+    stack : Stack of n_images
+    fold : int array of shape (n_images,) or None
+        Training folds; None for new images.
+    image, cls : int32 arrays of shape (n_rows,)
+    label : float32 array of shape (n_rows,)
+    base : float32 array of shape (n_rows,)
+        Logit of the base: the initial score.
+    weight : float32 array of shape (n_rows,) or None
+    """
+
+    features: PairFeatures
+    stack: Stack
+    fold: NDArray[Any] | None
+    image: NDArray[np.int32]
+    cls: NDArray[np.int32]
+    label: Float
+    base: Float
+    weight: Float | None = None
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    @property
+    def row_fold(self) -> NDArray[Any]:
+        """Fold of each row."""
+        assert self.fold is not None
+        return self.fold[self.image]
+
+    def batches(self) -> Iterator[Float]:
+        """Stream the features, float32 (n_batch_rows, n_columns) each; copy to keep."""
+        for batch in self.features.batches(self.stack, self.fold):
+            yield batch.features
+
+    def sample(self) -> Float:
+        """Features of evenly spaced images, about 200,000 rows, to read bin boundaries from."""
+        n_images = max(1, min(len(self.stack), SAMPLE_ROWS // self.features.rows_per_image_))
+        picked = np.unique(np.linspace(0, len(self.stack) - 1, n_images).astype(np.int64))
+        fold = None if self.fold is None else self.fold[picked]
+        some = self.features.batches(self.stack[picked], fold)
+        return np.concatenate([batch.features for batch in (_kept(b) for b in some)])
+
+
+def _kept(batch: Any) -> Any:
+    """Copy a batch out of the shared buffer."""
+    return type(batch)(batch.start, batch.candidates, batch.features.copy(), batch.blend)
+
+
+@dataclass
+class FoldFit:
+    """What one fold's booster said about its held-out rows.
+
+    Attributes
+    ----------
+    loss : float64 array of shape (n_rounds // SNAPSHOT_EVERY + 1,)
+        Held-out log loss; entry 0 is the base alone, entry j after j * SNAPSHOT_EVERY rounds.
+    raw : float32 array of shape (n_snapshots, n_held_out)
+        The correction to the base's logit at each of these moments.
+    """
+
+    loss: NDArray[np.float64]
+    raw: Float
+
+
+class Booster(Protocol):
+    """What the two adapters offer."""
+
+    def bin(self, rows: Rows) -> Any:
+        """Bin the rows once, for all later fits."""
+
+    def fit_fold(
+        self, binned: Any, rows: Rows, fold: int, *, rounds: int, patience: int
+    ) -> FoldFit:
+        """Fit without one fold and follow its held-out log loss."""
+
+    def fit(self, binned: Any, rows: Rows, rounds: int) -> "Booster":
+        """Fit on all rows for a fixed number of rounds."""
+
+    def correction(self, features: Float) -> Float:
+        """Correction to the base's logit, float32 (n_rows,)."""
+
+
+class LightGBMBooster:
+    """LightGBM over streamed rows.
+
+    Parameters
+    ----------
+    params : dict
+        Over the defaults; unknown names are refused.
+    n_jobs : int or None
+    random_state : int
+    """
+
+    name = "lightgbm"
+
+    def __init__(self, params: dict[str, Any], n_jobs: int | None, random_state: int) -> None:
+        check_params(params, _lightgbm_names(), "LightGBM")
+        self.params = {
+            **LIGHTGBM_DEFAULTS,
+            **params,
+            "num_threads": n_jobs or 0,
+            "seed": random_state,
+        }
+
+    def bin(self, rows: Rows) -> lgb.Dataset:
+        """Bin the rows: boundaries from a sample, then one pass over the batches.
+
+        Letting LightGBM sample a `Sequence` itself reads 200,000 single rows; a reference data
+        set made from our own sample needs none, and keeps the batches in float32.
+        """
+        binning = {**self.params, "bin_construct_sample_cnt": SAMPLE_ROWS}
+        names = [f"f{i}" for i in range(len(rows.features.columns_))]
+        reference = lgb.Dataset(
+            rows.sample(),
+            params=binning,
+            feature_name=names,
+            categorical_feature=_categorical(rows),
+        ).construct()
+        stream = _BatchSequences(rows)
+        data = lgb.Dataset(stream.sequences, reference=reference, params=binning).construct()
+        data.set_label(rows.label)
+        data.set_init_score(rows.base.astype(np.float64))
+        if rows.weight is not None:
+            data.set_weight(rows.weight)
+        return data
+
+    def fit_fold(
+        self, binned: lgb.Dataset, rows: Rows, fold: int, *, rounds: int, patience: int
+    ) -> FoldFit:
+        """Fit without one fold; stop when its log loss has not fallen for `patience` rounds."""
+        held_out = rows.row_fold == fold
+        train = binned.subset(np.flatnonzero(~held_out).tolist())
+        valid = binned.subset(np.flatnonzero(held_out).tolist())
+        base, label = rows.base[held_out], rows.label[held_out]
+        follow = _Follower(base, label, None if rows.weight is None else rows.weight[held_out])
+        booster = lgb.Booster(self.params, train)
+        booster.add_valid(valid, "held_out")
+        for round_ in range(rounds):
+            finished = booster.update()
+            if (round_ + 1) % SNAPSHOT_EVERY == 0:
+                booster.eval_valid(follow.feval)
+                if follow.stale(patience) or finished:
+                    break
+        return follow.result()
+
+    def fit(self, binned: lgb.Dataset, rows: Rows, rounds: int) -> "LightGBMBooster":
+        """Fit on all rows."""
+        self.booster_ = lgb.Booster(self.params, binned)
+        for _ in range(rounds):
+            self.booster_.update()
+        self.booster_.free_dataset()
+        return self
+
+    def correction(self, features: Float) -> Float:
+        """Correction to the base's logit of (n_rows, n_columns) features."""
+        threads = self.params["num_threads"]
+        raw = self.booster_.predict(features, raw_score=True, num_threads=threads)
+        return np.asarray(raw, dtype=np.float32)
+
+    def gain(self) -> NDArray[np.float64]:
+        """Total gain of each column, (n_columns,)."""
+        return np.asarray(self.booster_.feature_importance("gain"), dtype=np.float64)
+
+    def to_text(self) -> str:
+        """Write the model in LightGBM's text format."""
+        return str(self.booster_.model_to_string(num_iteration=-1))
+
+    def from_text(self, text: str) -> "LightGBMBooster":
+        """Read the model from LightGBM's text format."""
+        self.booster_ = lgb.Booster(model_str=text)
+        return self
+
+
+class XGBoostBooster:
+    """XGBoost over streamed rows; parameters as for :class:`LightGBMBooster`."""
+
+    name = "xgboost"
+
+    def __init__(
+        self, params: dict[str, Any], n_jobs: int | None, random_state: int, device: str = "cpu"
+    ) -> None:
+        check_params(params, _xgboost_names(), "XGBoost")
+        self.params = {
+            **XGBOOST_DEFAULTS,
+            **params,
+            "nthread": n_jobs or 0,
+            "seed": random_state,
+            "device": device,
+        }
+
+    def bin(self, rows: Rows) -> xgb.QuantileDMatrix:
+        """Bin the rows batch by batch."""
+        data = xgb.QuantileDMatrix(
+            _XGBoostBatches(rows), max_bin=self.params["max_bin"], nthread=self.params["nthread"]
+        )
+        data.set_info(label=rows.label, base_margin=rows.base)
+        return data
+
+    def fit_fold(
+        self, binned: xgb.QuantileDMatrix, rows: Rows, fold: int, *, rounds: int, patience: int
+    ) -> FoldFit:
+        """Fit without one fold: its rows weigh nothing, so the binned rows serve every fold."""
+        held_out = rows.row_fold == fold
+        weight = np.ones(len(rows), np.float32) if rows.weight is None else rows.weight
+        binned.set_info(weight=np.where(held_out, np.float32(0), weight))
+        base, label = rows.base[held_out], rows.label[held_out]
+        follow = _Follower(base, label, None if rows.weight is None else weight[held_out])
+        booster = xgb.Booster(self.params, [binned])
+        for round_ in range(rounds):
+            booster.update(binned, round_)
+            if (round_ + 1) % SNAPSHOT_EVERY == 0:
+                follow.see(booster.predict(binned, output_margin=True)[held_out] - base)
+                if follow.stale(patience):
+                    break
+        return follow.result()
+
+    def fit(self, binned: xgb.QuantileDMatrix, rows: Rows, rounds: int) -> "XGBoostBooster":
+        """Fit on all rows."""
+        binned.set_info(
+            weight=np.ones(len(rows), np.float32) if rows.weight is None else rows.weight
+        )
+        self.booster_ = xgb.Booster(self.params, [binned])
+        for round_ in range(rounds):
+            self.booster_.update(binned, round_)
+        self.booster_.reset()
+        return self
+
+    def correction(self, features: Float) -> Float:
+        """Correction to the base's logit of (n_rows, n_columns) features."""
+        margin = self.booster_.inplace_predict(
+            features, predict_type="margin", base_margin=np.zeros(len(features), np.float32)
+        )
+        return np.asarray(margin, dtype=np.float32)
+
+    def gain(self) -> NDArray[np.float64]:
+        """Total gain of each column, (n_columns,)."""
+        found = self.booster_.get_score(importance_type="total_gain")
+        width = self.booster_.num_features()
+        return np.array([found.get(f"f{i}", 0.0) for i in range(width)], dtype=np.float64)
+
+    def to_text(self) -> str:
+        """Write the model in XGBoost's JSON format."""
+        return self.booster_.save_raw("json").decode()
+
+    def from_text(self, text: str) -> "XGBoostBooster":
+        """Read the model from XGBoost's JSON format."""
+        self.booster_ = xgb.Booster(self.params)
+        self.booster_.load_model(bytearray(text.encode()))
+        return self
+
+
+BOOSTERS: dict[str, Any] = {"lightgbm": LightGBMBooster, "xgboost": XGBoostBooster}
+
+
+_XGBOOST_NAMES = [
+    "alpha",
+    "base_score",
+    "booster",
+    "colsample_bylevel",
+    "colsample_bynode",
+    "colsample_bytree",
+    "device",
+    "disable_default_eval_metric",
+    "eta",
+    "eval_metric",
+    "gamma",
+    "grow_policy",
+    "interaction_constraints",
+    "lambda",
+    "learning_rate",
+    "max_bin",
+    "max_cached_hist_node",
+    "max_cat_threshold",
+    "max_cat_to_onehot",
+    "max_delta_step",
+    "max_depth",
+    "max_leaves",
+    "min_child_weight",
+    "min_split_loss",
+    "monotone_constraints",
+    "normalize_type",
+    "nthread",
+    "num_parallel_tree",
+    "objective",
+    "one_drop",
+    "process_type",
+    "rate_drop",
+    "refresh_leaf",
+    "reg_alpha",
+    "reg_lambda",
+    "sample_type",
+    "sampling_method",
+    "scale_pos_weight",
+    "seed",
+    "seed_per_iteration",
+    "skip_drop",
+    "subsample",
+    "tree_method",
+    "updater",
+    "validate_parameters",
+    "verbosity",
+]
+
+
+class _Follower:
+    """Follows the log loss of held-out rows while a booster grows."""
+
+    def __init__(self, base: Float, label: Float, weight: Float | None) -> None:
+        self.base, self.label, self.weight = base, label, weight
+        self.losses = [weighted_log_loss(base, label, weight)]
+        self.raw = [np.zeros(len(base), dtype=np.float32)]
+
+    def see(self, raw: Float) -> None:
+        """Take in the correction after SNAPSHOT_EVERY more rounds."""
+        self.raw.append(raw.astype(np.float32))
+        self.losses.append(weighted_log_loss(self.base + self.raw[-1], self.label, self.weight))
+
+    def feval(self, predicted: NDArray[Any], data: Any) -> tuple[str, float, bool]:
+        """LightGBM's hook: held-out probabilities, base included."""
+        p = np.clip(predicted, 1e-12, 1 - 1e-12)
+        self.see((np.log(p) - np.log1p(-p)).astype(np.float32) - self.base)
+        return "log_loss", self.losses[-1], False
+
+    def stale(self, patience: int) -> bool:
+        """Whether the best moment lies `patience` rounds back."""
+        since = len(self.losses) - 1 - int(np.argmin(self.losses))
+        return since * SNAPSHOT_EVERY >= patience
+
+    def result(self) -> FoldFit:
+        return FoldFit(np.array(self.losses), np.stack(self.raw))
+
+
+class _BatchSequences:
+    """One LightGBM `Sequence` a batch, read once and in order from one shared stream."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.stream = rows.batches()
+        step = rows.features.batch_images() * rows.features.rows_per_image_
+        sizes = [min(step, len(rows) - start) for start in range(0, len(rows), step)]
+        self.sequences = [_OneBatch(self, size) for size in sizes]
+
+
+class _OneBatch(lgb.Sequence):
+    def __init__(self, source: _BatchSequences, size: int) -> None:
+        self.source, self.size, self.batch_size = source, size, size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: Any) -> Float:
+        return next(self.source.stream)
+
+
+class _XGBoostBatches(xgb.DataIter):
+    """Streams the batches to XGBoost, which walks over them more than once."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+        self.stream = rows.batches()
+        super().__init__()
+
+    def next(self, input_data: Any) -> bool:
+        batch = next(self.stream, None)
+        if batch is None:
+            return False
+        input_data(data=batch.copy())
+        return True
+
+    def reset(self) -> None:
+        self.stream = self.rows.batches()
+
+
+def check_params(params: dict[str, Any], known: frozenset[str], library: str) -> None:
+    """Refuse a parameter that the library does not know, naming the nearest one that it does."""
+    for name in params:
+        if name not in known:
+            near = difflib.get_close_matches(name, sorted(known), n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"booster_params: {library} has no parameter {name!r}.{hint}")
+
+
+def _categorical(rows: Rows) -> list[int]:
+    return [i for i, column in enumerate(rows.features.columns_) if column.name == "class_id"]
+
+
+@lru_cache(maxsize=1)
+def _lightgbm_names() -> frozenset[str]:
+    """Every parameter and alias that the installed LightGBM knows."""
+    aliases = lgb.basic._ConfigAliases._get_all_param_aliases()
+    return frozenset(aliases) | {alias for names in aliases.values() for alias in names}
+
+
+@lru_cache(maxsize=1)
+def _xgboost_names() -> frozenset[str]:
+    """Parameters of XGBoost's tree boosters and of its learner."""
+    return frozenset(_XGBOOST_NAMES)

@@ -1,0 +1,476 @@
+"""`PairStacker`: many models' out-of-fold probabilities to label sets."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_array
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted
+
+from features.assemble import PairFeatures, parse_bytes
+from features.candidates import Candidates
+from features.folds import check_folds, make_folds
+from features.numeric import logit, sigmoid
+from features.schema import Stack
+from features.store import FeatureStore
+from stacker._align import align_stack, read_labels, read_stack, seen_names
+from stacker._rounds import Stages, choose_stages
+from stacker._saving import model_tree, restore_model
+from stacker.blend import BLENDS, cross_fit, weighted_log_loss
+from stacker.boosters import BOOSTERS, FoldFit, Rows
+from stacker.decision import FBetaDecision
+from stacker.fbeta import fbeta_score
+from stacker.persistence import read_folder, write_folder
+
+__all__ = ["PairStacker"]
+
+logger = logging.getLogger(__name__)
+
+MOST_ROUNDS = 600
+PATIENCE = 60
+AUTO_BASES = ("logit_mean", "logistic")
+
+
+class PairStacker(BaseEstimator):
+    """Second-level stacking for multi-label tagging: pair rows, boosting, F-beta decisions.
+
+    Every (image, class) pair that is a candidate becomes a row; one booster answers "does the
+    class belong to the image?" for all classes, on top of the best calibrated blend; a decision
+    rule turns the probabilities into label sets.
+
+    Parameters
+    ----------
+    booster : {"lightgbm", "xgboost"} or tuple of both
+        A tuple averages the boosters' logits.
+    blocks : "default" or sequence of names or (name, options) pairs
+        Feature blocks. "default" takes every default block whose inputs are there and logs the
+        rest; in a sequence a missing input is an error.
+    candidates : "auto", None, int or {class group: int}
+        "auto": per class group the smallest k with recall 0.98 on the training labels, at most
+        64; None: all classes; a number: the k most probable of each class group.
+    base : {"auto", "mean", "logit_mean", "selection", "logistic", None}
+        Blend whose logit the boosting starts from; None starts from nothing.
+    cv : int, "store" or splitter
+        Folds of the features and of the boosting; "store" takes the store's own.
+    n_trials : int
+        Optuna trials; 0 trains the defaults.
+    decision : "auto" or FBetaDecision
+    beta : float
+        Weight of recall against precision in F-beta.
+    average : {"samples", "macro", "micro"}
+        Mean of F-beta that the decision maximises.
+    booster_params : dict or None
+        Over the defaults of the booster; unknown names are refused.
+    dask : str or None
+        Scheduler address, or "current".
+    device : {"cpu", "cuda"}
+    max_memory : str or int
+        Bound on the working memory of the pair rows.
+    n_jobs : int or None
+        Threads; None takes all cores.
+    random_state : int or None
+    verbose : int
+        1 logs progress.
+
+    Attributes
+    ----------
+    classes_ : str array of shape (n_classes,)
+    oof_proba_ : float32 array of shape (n_images, n_classes)
+        Out-of-fold probabilities of the training images; NaN where the label is unknown.
+    oof_score_, base_score_ : float
+        F-beta of the out-of-fold label sets of the stack and of its base, each with its own
+        decision rule.
+    base_name_ : str
+    shrinkage_ : float
+        Share of the boosters' correction that is applied; 0 leaves the base alone.
+    rounds_ : dict of booster name to int
+    decision_, base_decision_ : fitted FBetaDecision
+    candidate_recall_ : dict of class group to float
+    feature_names_ : list of str
+    feature_importances_ : float64 array of shape (n_columns,)
+        Share of the boosters' total gain.
+    study_ : optuna.Study or None
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> Y = (rng.random((60, 4)) < 0.3).astype(np.int8)
+    >>> noisy = {m: np.clip(0.6 * Y + 0.4 * rng.random(Y.shape), 0, 1) for m in "ab"}
+    >>> model = PairStacker(cv=3, random_state=0).fit(noisy, Y)
+    >>> model.predict(noisy).shape
+    (60, 4)
+    """
+
+    def __init__(
+        self,
+        booster: str | tuple[str, ...] = "lightgbm",
+        *,
+        blocks: Any = "default",
+        candidates: Any = "auto",
+        base: str | None = "auto",
+        cv: Any = 5,
+        n_trials: int = 0,
+        decision: Any = "auto",
+        beta: float = 2.0,
+        average: str = "samples",
+        booster_params: dict[str, Any] | None = None,
+        dask: str | None = None,
+        device: str = "cpu",
+        max_memory: str | int = "4GB",
+        n_jobs: int | None = None,
+        random_state: int | None = None,
+        verbose: int = 0,
+    ) -> None:
+        self.booster = booster
+        self.blocks = blocks
+        self.candidates = candidates
+        self.base = base
+        self.cv = cv
+        self.n_trials = n_trials
+        self.decision = decision
+        self.beta = beta
+        self.average = average
+        self.booster_params = booster_params
+        self.dask = dask
+        self.device = device
+        self.max_memory = max_memory
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(
+        self,
+        X: Any,
+        Y: Any = None,
+        groups: ArrayLike | None = None,
+        classes: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> "PairStacker":
+        """Fit on out-of-fold probabilities.
+
+        Parameters
+        ----------
+        X : Stack, FeatureStore, mapping of model to (n_images, n_classes), or 3-D array
+        Y : 0/1 array, sparse matrix or list of label lists, (n_images, n_classes)
+            A store brings its own.
+        groups : array-like of shape (n_images,), optional
+            Images of one group never part.
+        classes : array-like of shape (n_classes,), optional
+            Class names, where X brings none.
+        sample_weight : array-like of shape (n_images,), optional
+
+        Returns
+        -------
+        PairStacker
+            Itself.
+        """
+        self._check_params()
+        stack = read_stack(X, classes)
+        labels, known = read_labels(X, Y, stack)
+        if groups is None and isinstance(X, FeatureStore):
+            groups = X.split_group
+        stored = X.fold if isinstance(X, FeatureStore) else None
+        picked = np.flatnonzero(known)
+        fold = self._folds(
+            stack[picked], labels[picked], _take(groups, picked), _take(stored, picked)
+        )
+        oof = self._fit_known(
+            stack[picked], labels[picked], fold, _take(groups, picked), _take(sample_weight, picked)
+        )
+        self.oof_proba_ = np.full((len(stack), len(stack.classes)), np.nan, dtype=np.float32)
+        self.oof_proba_[picked] = oof
+        self.folds_ = np.full(len(stack), -1, dtype=np.int16)
+        self.folds_[picked] = fold
+        return self
+
+    def _check_params(self) -> None:
+        unknown = [name for name in self._booster_names() if name not in BOOSTERS]
+        if unknown or not self._booster_names():
+            raise ValueError(
+                f"The 'booster' parameter must be of {sorted(BOOSTERS)}. Got {self.booster!r}."
+            )
+        if self.base not in (None, "auto", *BLENDS):
+            raise ValueError(
+                f"The 'base' parameter must be None, 'auto' or of {sorted(BLENDS)}. "
+                f"Got {self.base!r} instead."
+            )
+        if self.decision != "auto" and not isinstance(self.decision, FBetaDecision):
+            raise ValueError(
+                f"The 'decision' parameter must be 'auto' or an FBetaDecision. "
+                f"Got {self.decision!r} instead."
+            )
+        if self.n_trials or self.dask is not None:
+            raise NotImplementedError("n_trials and dask are not built yet: leave their defaults.")
+        parse_bytes(self.max_memory)
+
+    def _booster_names(self) -> tuple[str, ...]:
+        return (self.booster,) if isinstance(self.booster, str) else tuple(self.booster)
+
+    def _folds(
+        self,
+        stack: Stack,
+        labels: csr_array,
+        groups: NDArray[Any] | None,
+        stored: NDArray[Any] | None,
+    ) -> NDArray[np.int64]:
+        """Fold of every training image."""
+        if isinstance(self.cv, str):
+            if self.cv != "store" or stored is None:
+                raise ValueError(
+                    f"cv must be an int, 'store' (with a FeatureStore) or a splitter. "
+                    f"Got {self.cv!r} instead."
+                )
+            if stored.min(initial=0) < 0:
+                raise ValueError("cv='store': some labelled images have no fold in the store.")
+            fold = np.asarray(stored, dtype=np.int64)
+        elif hasattr(self.cv, "split"):
+            fold = np.full(len(stack), -1, dtype=np.int64)
+            for k, (_, test) in enumerate(self.cv.split(np.arange(len(stack)), labels, groups)):
+                fold[test] = k
+            if fold.min() < 0:
+                raise ValueError("cv must hold every image out once; some are never held out.")
+        else:
+            seed = self.random_state or 0
+            fold = make_folds(labels, self.cv, groups, random_state=seed).astype(np.int64)
+        if groups is not None:
+            check_folds(fold, groups)
+        # Folds may be numbered with gaps: count them from 0.
+        return np.unique(fold, return_inverse=True)[1].astype(np.int64)
+
+    def _fit_known(
+        self,
+        stack: Stack,
+        labels: csr_array,
+        fold: NDArray[np.int64],
+        groups: NDArray[Any] | None,
+        sample_weight: NDArray[Any] | None,
+    ) -> NDArray[np.float32]:
+        """Fit on labelled images; returns their out-of-fold probabilities."""
+        self.seen_ = seen_names(stack)
+        self.classes_, self.class_group_ = stack.classes, stack.class_group
+        base = self._fit_base(stack, labels, fold)
+        self._say("features")
+        self.features_ = PairFeatures(
+            blocks=self.blocks,
+            candidates=self.candidates,
+            max_memory=self.max_memory,
+            n_jobs=self.n_jobs,
+            random_state=self.random_state or 0,
+        ).fit(stack, labels, fold)
+        self.columns_ = self.features_.columns_
+        self.feature_names_ = self.features_.feature_names_
+        self.candidate_recall_ = self.features_.candidate_recall_
+        self.candidates_ = dict(
+            zip(
+                self.seen_["space"].group_names.tolist(),
+                self.features_.per_group_.tolist(),
+                strict=True,
+            )
+        )
+        rows = self._rows(stack, labels, fold, base, sample_weight)
+        stages = self._boost(rows)
+        oof = base.copy()
+        oof[rows.image, rows.cls] = sigmoid(rows.base + stages.correction)
+        self.oof_base_proba_ = base
+        self._decide(oof, labels, fold, groups)
+        return oof
+
+    def _fit_base(
+        self, stack: Stack, labels: csr_array, fold: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Fit the base; returns its out-of-fold probabilities (n_images, n_classes)."""
+        if self.base is None:
+            self.base_name_, self.base_ = "none", None
+            return np.full((len(stack), len(stack.classes)), 0.5, dtype=np.float32)
+        names = AUTO_BASES if self.base == "auto" else (self.base,)
+        self._say("base: %s", ", ".join(names))
+        predicted = {name: cross_fit(BLENDS[name](), stack, labels, fold) for name in names}
+        self.base_name_ = min(names, key=lambda name: _dense_log_loss(predicted[name], labels))
+        self.base_ = BLENDS[self.base_name_]().fit(stack, labels)
+        return predicted[self.base_name_]
+
+    def _base_proba(self, stack: Stack) -> NDArray[np.float32]:
+        if self.base_ is None:
+            return np.full((len(stack), len(stack.classes)), 0.5, dtype=np.float32)
+        return np.asarray(self.base_.predict_proba(stack), dtype=np.float32)
+
+    def _rows(
+        self,
+        stack: Stack,
+        labels: csr_array,
+        fold: NDArray[np.int64],
+        base: NDArray[np.float32],
+        sample_weight: NDArray[Any] | None,
+    ) -> Rows:
+        found = self.features_.all_candidates(stack)
+        image, cls = found.row_image, found.classes
+        weight = None
+        if sample_weight is not None:
+            weight = np.asarray(sample_weight, dtype=np.float32)[image]
+        label = _labels_of(found, labels)
+        return Rows(self.features_, stack, fold, image, cls, label, logit(base[image, cls]), weight)
+
+    def _boost(self, rows: Rows) -> Stages:
+        """Cross-validate the boosters, choose rounds and shrinkage, fit on all rows."""
+        adapters: dict[str, Any] = {}
+        binned: dict[str, Any] = {}
+        fits: dict[str, dict[int, FoldFit]] = {}
+        for name in self._booster_names():
+            self._say("%s: binning %d rows x %d columns", name, len(rows), len(self.columns_))
+            adapters[name] = self._adapter(name)
+            binned[name] = adapters[name].bin(rows)
+            fits[name] = {}
+            for k in range(int(rows.row_fold.max()) + 1):
+                self._say("%s: fold %d", name, k)
+                fits[name][k] = adapters[name].fit_fold(
+                    binned[name], rows, k, rounds=MOST_ROUNDS, patience=PATIENCE
+                )
+        stages = choose_stages(fits, rows)
+        self.rounds_, self.shrinkage_ = stages.rounds, stages.shrinkage
+        self._say("rounds %s, shrinkage %.1f", stages.rounds, stages.shrinkage)
+        # Trained on all folds there is more to learn from: a little more room for it.
+        self.boosters_ = [
+            adapters[name].fit(binned[name], rows, max(1, stages.rounds[name])) for name in adapters
+        ]
+        return stages
+
+    def _adapter(self, name: str) -> Any:
+        params, seed = dict(self.booster_params or {}), self.random_state or 0
+        if name == "xgboost":
+            return BOOSTERS[name](params, self.n_jobs, seed, self.device)
+        return BOOSTERS[name](
+            params | ({"device_type": "cuda"} if self.device == "cuda" else {}), self.n_jobs, seed
+        )
+
+    def _decide(
+        self,
+        oof: NDArray[np.float32],
+        labels: csr_array,
+        fold: NDArray[np.int64],
+        groups: NDArray[Any] | None,
+    ) -> None:
+        """Fit the decision rules of the stack and of its base, and score both held out."""
+        self._say("decision")
+        self.decision_ = self._new_decision().fit(oof, labels, groups)
+        self.base_decision_ = self._new_decision().fit(self.oof_base_proba_, labels, groups)
+        self.oof_score_ = self._held_out_score(oof, labels, fold, self.decision_)
+        self.base_score_ = self._held_out_score(
+            self.oof_base_proba_, labels, fold, self.base_decision_
+        )
+
+    def _new_decision(self) -> FBetaDecision:
+        if self.decision != "auto":
+            params = self.decision.get_params()
+            return FBetaDecision(**params)
+        return FBetaDecision(
+            beta=self.beta,
+            average=self.average,
+            class_groups=self.class_group_,
+            random_state=self.random_state or 0,
+        )
+
+    def _held_out_score(
+        self, proba: NDArray[np.float32], labels: csr_array, fold: NDArray[np.int64], rule: Any
+    ) -> float:
+        """Score label sets whose thresholds were fitted on the other folds."""
+        sets = np.zeros(proba.shape, dtype=np.int8)
+        for k in range(int(fold.max()) + 1):
+            inside = fold == k
+            own = FBetaDecision(**{**rule.get_params(), "strategy": rule.strategy_})
+            sets[inside] = own.fit(proba[~inside], labels[~inside]).predict(proba[inside])
+        return fbeta_score(labels, sets, self.beta, self.average)
+
+    @property
+    def feature_importances_(self) -> NDArray[np.float64]:
+        """Share of the boosters' total gain, (n_columns,)."""
+        check_is_fitted(self, "boosters_")
+        gains = [booster.gain() for booster in self.boosters_]
+        return np.mean([gain / max(gain.sum(), 1e-300) for gain in gains], axis=0)
+
+    def predict_proba(self, X: Any) -> NDArray[np.float32]:
+        """Probability of every class of every image, float32 (n_images, n_classes).
+
+        Classes that are no candidates of an image keep the base's probability.
+        """
+        check_is_fitted(self, "boosters_")
+        stack = align_stack(read_stack(X), self.seen_)
+        out = self._base_proba(stack)
+        if self.shrinkage_ == 0:
+            return out
+        for batch in self.features_.batches(stack):
+            corrections = [booster.correction(batch.features) for booster in self.boosters_]
+            correction = np.float32(self.shrinkage_) * np.mean(corrections, axis=0)
+            image, cls = batch.row_image, batch.row_class
+            out[image, cls] = sigmoid(logit(out[image, cls]) + correction)
+        return out
+
+    def predict(self, X: Any) -> NDArray[np.int8]:
+        """Label sets, int8 (n_images, n_classes)."""
+        return self.decision_.predict(self.predict_proba(X))
+
+    def predict_labels(self, X: Any) -> list[list[str]]:
+        """Label names of every image, in the order of the classes."""
+        return [self.classes_[row > 0].tolist() for row in self.predict(X)]
+
+    def score(self, X: Any, Y: Any = None, sample_weight: Any = None) -> float:
+        """F-beta, with the beta and average that were asked for, of the predicted label sets."""
+        stack = read_stack(X)
+        labels, known = read_labels(X, Y, stack)
+        picked = np.flatnonzero(known)
+        own = stack.label_space.index(self.classes_)
+        sets = self.predict(stack[picked])
+        return fbeta_score(labels[picked][:, own], sets, self.beta, self.average)
+
+    def save(self, path: str | Path) -> None:
+        """Write the model as a folder of JSON, arrays and boosters' text, without pickle."""
+        check_is_fitted(self, "boosters_")
+        tree, texts = model_tree(self)
+        write_folder(path, tree, texts)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "PairStacker":
+        """Read a model that `save` wrote; every file is checked first."""
+        tree, texts = read_folder(path)
+        return restore_model(cls, tree, texts)
+
+    def _say(self, message: str, *values: Any) -> None:
+        logger.log(logging.INFO if self.verbose else logging.DEBUG, message, *values)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.estimator_type = "classifier"
+        tags.input_tags.three_d_array = True
+        tags.input_tags.two_d_array = False
+        tags.target_tags.required = True
+        tags.target_tags.multi_output = True
+        tags.target_tags.single_output = False
+        return tags
+
+
+def _take(values: Any, picked: NDArray[np.intp]) -> NDArray[Any] | None:
+    return None if values is None else np.asarray(values)[picked]
+
+
+def _labels_of(candidates: Candidates, labels: csr_array) -> NDArray[np.float32]:
+    """Label of each row, 0 or 1, float32 (n_rows,)."""
+    n_classes = labels.shape[1]
+    true = labels.tocoo()
+    keys = np.sort(true.row.astype(np.int64) * n_classes + true.col)
+    rows = candidates.row_image.astype(np.int64) * n_classes + candidates.classes
+    return np.isin(rows, keys, kind="sort").astype(np.float32)
+
+
+def _dense_log_loss(proba: NDArray[np.float32], labels: csr_array, step: int = 2048) -> float:
+    """Mean log loss over all pairs, range by range."""
+    starts = range(0, len(proba), step)
+    losses = [
+        weighted_log_loss(
+            logit(proba[s : s + step]), labels[s : s + step].toarray().astype(np.float32)
+        )
+        for s in starts
+    ]
+    sizes = [len(proba[s : s + step]) for s in starts]
+    return float(np.average(losses, weights=sizes))
