@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,7 +13,13 @@ from sklearn.base import clone
 
 from features.folds import make_folds
 from features.schema import Stack
-from stacker.blend import EnsembleSelection, LogisticBlend, LogitMeanBlend, MeanBlend
+from stacker.blend import (
+    EnsembleSelection,
+    LogisticBlend,
+    LogitMeanBlend,
+    MeanBlend,
+    cross_fit,
+)
 from stacker.decision import FBetaDecision
 from stacker.evaluation import AVERAGES, Predictions, ScoreTable, score_methods
 
@@ -42,7 +48,7 @@ METHODS = {
     "stack": "Pair stack",
 }
 
-Probs = NDArray[np.floating] | csr_array
+Probs: TypeAlias = Any  # array or CSR of shape (n_images, n_classes)
 Step = Callable[[str], None]
 
 
@@ -200,8 +206,8 @@ def fit_blends(
     for name, (title, make) in BLENDS.items():
         (step or _say_nothing)(title.lower())
         out[name] = OutOfFold(
-            _cross_fitted(make(), train, Y, folds, groups),
-            _fit(make(), train, Y, groups).predict_proba(test),
+            cross_fit(make(), train, Y, folds),
+            make().fit(train, Y, groups=groups).predict_proba(test),
         )
     return out
 
@@ -269,28 +275,11 @@ def _best_single(methods: Mapping[str, OutOfFold], Y: csr_array, average: str, b
 
 def _inner_folds(
     Y: csr_array, groups: ArrayLike | None, fold: ArrayLike | None, random_state: int | None
-) -> NDArray[np.intp]:
+) -> NDArray[Any]:
     """Folds to cross-fit blends on: those given where they are two or more, else new ones."""
     if fold is not None and len(np.unique(np.asarray(fold))) >= 2:
         return np.asarray(fold)
     return make_folds(Y, n_folds=5, split_group=groups, random_state=random_state or 0)
-
-
-def _cross_fitted(
-    blend: Any, train: Stack, Y: csr_array, folds: NDArray[np.intp], groups: ArrayLike | None
-) -> Probs:
-    parts, rows = [], []
-    for k in np.unique(folds):
-        fit, apply = np.flatnonzero(folds != k), np.flatnonzero(folds == k)
-        part = None if groups is None else np.asarray(groups)[fit]
-        fitted = _fit(clone(blend), train[fit], Y[fit], part)
-        parts.append(fitted.predict_proba(train[apply]))
-        rows.append(apply)
-    return _stacked(parts)[np.argsort(np.concatenate(rows))]
-
-
-def _fit(blend: Any, stack: Stack, Y: csr_array, groups: ArrayLike | None) -> Any:
-    return blend.fit(stack, Y, groups=groups)
 
 
 def _stacked(parts: Sequence[Any]) -> Any:

@@ -20,7 +20,7 @@ from scipy.sparse import csr_array
 
 from features.store import FeatureStore
 from stacker._compare import OutOfFold, decide_methods, fit_blends
-from stacker._output import write_text
+from stacker._output import temporary_beside, write_text
 from stacker._progress import Log
 from stacker.datasets import load_openclipart, stratified_subset
 from stacker.estimator import PairStacker
@@ -31,6 +31,7 @@ __all__ = ["DemoSettings", "run_demo"]
 
 HELD_OUT_SHARE = 0.2
 MIN_IMAGES = 5
+SMALLEST = 100
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,8 @@ def run_demo(
 
     Raises
     ------
+    ValueError
+        If there are fewer than 100 images.
     FileExistsError
         If `out` is complete, or was begun with other settings.
     RuntimeError
@@ -99,6 +102,11 @@ def run_demo(
     """
     settings, log = settings or DemoSettings(), log or Log()
     report = report or out / "report.html"
+    if settings.n_images is not None and settings.n_images < SMALLEST:
+        raise ValueError(
+            f"n_images must be at least {SMALLEST}, or too few classes have {MIN_IMAGES} images. "
+            f"Got {settings.n_images} instead."
+        )
     _open_folder(out, report, settings, force=force)
     data = _choose_data(settings)
     log(
@@ -106,12 +114,13 @@ def run_demo(
         f"{data.held_out.sum():,} images held out"
     )
     _write_inputs(out, data)
-    _extract(out, settings, log)
+    _extract(out, settings, log, force=force)
     _build_features(out, log, force=force)
     start = time.monotonic()
     fitted = _fit_and_predict(out, data, settings, log)
     log(f"fitted, predicted and compared in {time.monotonic() - start:.0f} s")
-    _write_model(out, fitted.model)
+    with temporary_beside(out / "model", force=True) as folder:
+        fitted.model.save(folder)
     write_report(
         report,
         fitted.model,
@@ -133,7 +142,7 @@ def _open_folder(out: Path, report: Path, settings: DemoSettings, *, force: bool
     note = out / "settings.json"
     wanted = json.loads(json.dumps(asdict(settings)))
     if force:
-        for name in ("scores.json", "settings.json"):
+        for name in ("scores.json", "settings.json", "steps.json"):
             (out / name).unlink(missing_ok=True)
     elif (out / "scores.json").exists():
         raise FileExistsError(
@@ -186,6 +195,8 @@ def _write_inputs(out: Path, data: _Data) -> None:
     """Write the images, the training images' labels, and all images' split groups."""
     folder = out / "images"
     folder.mkdir(exist_ok=True)
+    for stray in {path.name for path in folder.iterdir()} - {f"{i}.webp" for i in data.image_ids}:
+        (folder / stray).unlink()
     with ZipFile(data.archive) as bundle:
         for name in data.image_ids:
             target = folder / f"{name}.webp"
@@ -209,7 +220,7 @@ def _write_inputs(out: Path, data: _Data) -> None:
     )
 
 
-def _label_text(data: _Data, row: int) -> str:
+def _label_text(data: _Data, row: np.intp) -> str:
     cells = slice(data.labels.indptr[row], data.labels.indptr[row + 1])
     return " ".join(data.classes[data.labels.indices[cells]])
 
@@ -221,33 +232,33 @@ def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]])
         writer.writerows(rows)
 
 
-def _extract(out: Path, settings: DemoSettings, log: Log) -> None:
+def _extract(out: Path, settings: DemoSettings, log: Log, *, force: bool) -> None:
     """Run ``cnn-extract`` in a process of its own: torch and LightGBM never share one."""
-    store = out / "store"
     models = [part for name in settings.backbones for part in ("--model", name)]
-    _run_tool(
-        "cnn_extract.cli",
-        "cnn-extract",
-        [
-            "run",
-            str(out / "images"),
-            "--labels",
-            str(out / "labels.csv"),
-            "--metadata",
-            str(out / "meta.csv"),
-            *models,
-            "--heads",
-            settings.heads,
-            "--out",
-            str(store),
-        ],
-        log,
-    )
+    tables = ["--labels", str(out / "labels.csv"), "--metadata", str(out / "meta.csv")]
+    heads = ["--heads", settings.heads]
+    arguments = ["run", str(out / "images"), *tables, *models, *heads, "--out", str(out / "store")]
+    _run_once(out, "cnn_extract.cli", "cnn-extract", arguments, log, force=force)
 
 
 def _build_features(out: Path, log: Log, *, force: bool) -> None:
+    """Write the pair rows, for users to look at: the stack itself streams its own."""
     arguments = [str(out / "store"), "--out", str(out / "pairs")]
-    _run_tool("features.cli", "build-features", [*arguments, *(["--force"] * force)], log)
+    _run_once(out, "features.cli", "build-features", arguments, log, force=force)
+
+
+def _run_once(
+    out: Path, module: str, name: str, arguments: list[str], log: Log, *, force: bool
+) -> None:
+    """Run a tool unless an earlier, interrupted demo in this folder finished it."""
+    note = out / "steps.json"
+    done = json.loads(note.read_text(encoding="utf-8")) if note.exists() else []
+    if name in done:
+        log(f"{name}: done before, skipped")
+        return
+    output = Path(arguments[arguments.index("--out") + 1])
+    _run_tool(module, name, [*arguments, *(["--force"] * (force and output.exists()))], log)
+    write_text(note, json.dumps([*done, name]) + "\n", force=True)
 
 
 def _run_tool(module: str, name: str, arguments: Sequence[str], log: Log) -> None:
@@ -320,10 +331,6 @@ def _align_labels(data: _Data, classes: NDArray[np.str_]) -> tuple[csr_array, in
     columns = np.array([position[name] for name in classes])
     aligned = csr_array(labels.tocsc()[:, columns])
     return aligned, int(labels.sum() - aligned.sum())
-
-
-def _write_model(out: Path, model: Any) -> None:
-    model.save(out / "model")
 
 
 def _archive_reader(data: _Data) -> Callable[[str], bytes | None]:

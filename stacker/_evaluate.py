@@ -1,0 +1,79 @@
+"""Score a fitted stack, its base beside it, on labelled images that it never saw."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from stacker.evaluation import AVERAGES, Predictions, ScoreTable, score_methods
+from stacker.report import HeldOut
+
+__all__ = ["evaluate_model", "held_out_of"]
+
+
+def evaluate_model(model: Any, store: Any, *, n: int = 1000) -> ScoreTable:
+    """Score the stack and its base on every labelled image of a store.
+
+    Parameters
+    ----------
+    model : fitted PairStacker
+    store : FeatureStore
+        Labelled images; its classes are matched by name.
+    n : int, default 1000
+        Bootstrap resamples.
+
+    Returns
+    -------
+    ScoreTable
+        Rows "base" and "stack". Both use the rule fitted with the model, for all averages.
+
+    Raises
+    ------
+    ValueError
+        If the model's classes are not all in the store.
+    """
+    return held_out_of(model, store, n=n).table
+
+
+def held_out_of(model: Any, store: Any, *, n: int = 1000) -> HeldOut:
+    """Give predictions and scores of stack and base on a store's labelled images."""
+    stack = store.to_stack()
+    labels = _labels_of(model, store)
+    methods = {
+        "base": _as_decided(
+            f"Base: {model.base_name_}",
+            model.predict_base_proba(stack),
+            model.base_decision_,
+            is_blend=True,
+        ),
+        "stack": _as_decided("Pair stack", model.predict_proba(stack), model.decision_),
+    }
+    table = score_methods(labels, methods, store.split_group, beta=float(model.beta), n=n)
+    return HeldOut(store.image_ids, labels, methods, table)
+
+
+def _as_decided(title: str, proba: Any, decision: Any, *, is_blend: bool = False) -> Predictions:
+    sets = decision.predict(proba)
+    return Predictions(
+        title,
+        proba,
+        dict.fromkeys(AVERAGES, sets),
+        dict.fromkeys(AVERAGES, decision.strategy_),
+        is_blend,
+    )
+
+
+def _labels_of(model: Any, store: Any) -> csr_array:
+    """Labels with the model's classes as columns."""
+    position = {name: column for column, name in enumerate(store.classes)}
+    missing = [str(name) for name in model.classes_ if name not in position]
+    if missing:
+        raise ValueError(
+            f"{len(missing):,} of the model's classes are not in {store.path}, first: "
+            f"{missing[:3]}. Use a store made with the same label vocabulary."
+        )
+    columns: NDArray[np.intp] = np.array([position[name] for name in model.classes_])
+    return csr_array(store.labels.tocsc()[:, columns])

@@ -1,0 +1,200 @@
+"""The ``stacker`` command: results to stdout, log to stderr, exit codes, whole outputs."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from features.store import FeatureStore
+from stacker.cli import app
+
+SLICE = Path(__file__).parents[1] / "data" / "openclipart_slice.npz"
+FAST = ("mean", "logit_mean", "selection", "logistic", "best_single", "stack")
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(part) for part in arguments])
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """240 images in 5 folds with labels, 60 without, 12 classes, two models."""
+    with np.load(SLICE) as data:
+        part = {key: data[key] for key in data.files}
+    columns = np.sort(np.argsort(-part["labels"].sum(axis=0))[:12])
+    known = np.arange(300) < 240
+    path = tmp_path_factory.mktemp("cli") / "store"
+    FeatureStore.from_arrays(
+        path,
+        image_ids=part["image_id"],
+        classes=part["classes"][columns],
+        probabilities={str(part["model"][m]): part["probabilities"][m][:, columns] for m in (0, 3)},
+        labels=part["labels"][:, columns] * known[:, None],
+        labels_known=known,
+        fold=np.where(known, part["fold"], -1),
+        split_group=part["split_group"],
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def unseen_store(store):
+    """Make a store of the 60 images alone, with their labels."""
+    with np.load(SLICE) as data:
+        part = {key: data[key] for key in data.files}
+    whole = FeatureStore.open(store)
+    columns = [list(part["classes"]).index(name) for name in whole.classes]
+    rest = whole.subset(~whole.labels_known)
+    path = store.parent / "unseen"
+    FeatureStore.from_arrays(
+        path,
+        image_ids=rest.image_ids,
+        classes=rest.classes,
+        probabilities={name: rest.probability_array(name) for name in rest.models},
+        labels=part["labels"][240:][:, columns],
+        split_group=rest.split_group,
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(store):
+    path = store.parent / "model"
+    result = run("fit", store, "--out", path, "--quiet")
+    assert result.exit_code == 0, result.stderr
+    assert "out-of-fold" in result.stdout
+    return path
+
+
+def test_version_names_the_libraries():
+    """A bug report needs them in one command."""
+    result = run("--version")
+    assert result.exit_code == 0
+    assert {line.split()[0] for line in result.stdout.splitlines()} >= {"pairstack", "lightgbm"}
+
+
+def test_help_shows_an_example_for_every_command():
+    """`--help` is where people look first."""
+    for name in ("demo", "compare", "fit", "predict", "evaluate", "report"):
+        assert "Example: stacker" in run(name, "--help").stdout, name
+
+
+@pytest.fixture(scope="module")
+def compared(store):
+    path = store.parent / "scores.json"
+    result = run("compare", store, "--json", path, "--quiet")
+    assert result.exit_code == 0, result.stderr
+    return result, path
+
+
+def test_compare_writes_the_json_of_the_contract(compared):
+    """Scripts read these very keys."""
+    found = json.loads(compared[1].read_text())
+    assert list(found) == ["average", "scores", "best_blend", "gain", "interval", "n_images"]
+    assert set(found["scores"]) == set(FAST)
+    assert found["average"] == "samples"
+    assert found["n_images"] == 240
+    best = max(found["scores"][name] for name in FAST[:4])
+    assert found["scores"][found["best_blend"]] == best
+    assert found["gain"] == pytest.approx(found["scores"]["stack"] - best)
+    assert found["interval"][0] <= found["gain"] <= found["interval"][1]
+
+
+def test_quiet_prints_the_table_alone(compared):
+    """Results go to stdout; with --quiet nothing else is said."""
+    result, _ = compared
+    assert "Pair stack" in result.stdout
+    assert result.stderr == ""
+
+
+def test_an_output_that_exists_is_refused_before_any_work(compared, store):
+    """Hours of work must not end in a refusal, nor overwrite earlier results."""
+    _, path = compared
+    before = path.read_bytes()
+    result = run("compare", store, "--json", path)
+    assert result.exit_code == 2
+    assert "--force" in result.stderr
+    assert path.read_bytes() == before
+
+
+def test_predict_writes_the_form_of_labels_csv(model, store, tmp_path):
+    """A Kaggle submission is one rename away."""
+    out = tmp_path / "predictions.csv"
+    result = run("predict", model, store, "--out", out, "--label-column", "attribute_ids")
+    assert result.exit_code == 0, result.stderr
+    with out.open(newline="") as file:
+        rows = list(csv.reader(file))
+    whole = FeatureStore.open(store)
+    assert rows[0] == ["image_id", "attribute_ids"]
+    assert [row[0] for row in rows[1:]] == list(whole.image_ids[240:])
+    assert {name for row in rows[1:] for name in row[1].split()} <= set(whole.classes)
+    assert run("predict", model, store, "--out", out).exit_code == 2
+    assert run("predict", model, store, "--out", out, "--all", "--force").exit_code == 0
+    assert len(out.read_text().splitlines()) == 301
+
+
+def test_evaluate_scores_stack_and_base_on_unseen_images(model, unseen_store, tmp_path):
+    """The stack's score alone says nothing: its base stands beside it."""
+    out = tmp_path / "scores.json"
+    result = run("evaluate", model, unseen_store, "--json", out)
+    assert result.exit_code == 0, result.stderr
+    scores = json.loads(out.read_text())["scores"]
+    assert {"base", "stack"} <= set(scores)
+    assert set(scores["stack"]) >= {"f2_samples", "f2_macro", "f2_micro", "map"}
+
+
+def test_report_of_a_saved_model_is_one_page(model, unseen_store, tmp_path):
+    """The page about a model must not need the process that fitted it."""
+    out = tmp_path / "report.html"
+    result = run("report", model, "--store", unseen_store, "--out", out)
+    assert result.exit_code == 0, result.stderr
+    page = out.read_text()
+    assert 'id="scores"' in page
+    assert 'id="importance"' in page
+    assert run("report", model, "--out", out).exit_code == 2
+
+
+@pytest.mark.parametrize("command", ["compare", "fit", "evaluate", "predict"])
+def test_a_store_that_is_not_there_is_refused(command, tmp_path):
+    """Exit code 2 and one line, no traceback."""
+    gone = tmp_path / "gone"
+    arguments = {
+        "compare": [gone],
+        "fit": [gone, "--out", tmp_path / "m"],
+        "evaluate": [gone, gone],
+        "predict": [gone, gone, "--out", tmp_path / "p.csv"],
+    }[command]
+    result = run(command, *arguments)
+    assert result.exit_code == 2
+    assert str(gone) in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_labels_without_folds_cannot_be_compared(store, tmp_path):
+    """Without folds a nested comparison would silently become something else."""
+    whole = FeatureStore.open(store)
+    path = tmp_path / "nofold"
+    FeatureStore.from_arrays(
+        path,
+        image_ids=whole.image_ids,
+        classes=whole.classes,
+        probabilities={"a": whole.probability_array(whole.models[0])},
+        labels=whole.labels,
+    )
+    result = run("compare", path)
+    assert result.exit_code == 2
+    assert "at least two folds" in result.stderr
+
+
+def test_the_command_never_imports_torch():
+    """Both torch's and LightGBM's OpenMP runtimes clash in one process."""
+    code = (
+        "import sys, stacker.cli, stacker.demo, stacker.report, stacker.evaluation; "
+        "assert not {'torch', 'timm', 'PIL'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
