@@ -1,0 +1,44 @@
+# Everything starts from here: `make demo` and `make test` set themselves up on a fresh machine.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: demo test lint types notebooks bench slow clean help
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+# constraints.txt pins torch to a build that a CPU machine can install without CUDA packages.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cnn,weights,test]'
+	@touch $@
+
+demo: $(STAMP)  ## real images to label sets: prints the table, writes report.html
+	$(BIN)/stacker demo --out demo/ --report report.html --force
+
+test: $(STAMP)  ## unit and end-to-end tests, doctests, README's Python blocks
+	$(BIN)/python -m pytest
+
+slow: $(STAMP)  ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)  ## mypy, strict
+	$(BIN)/mypy features stacker cnn_extract
+
+notebooks: $(STAMP)  ## run every notebook top to bottom
+	@for notebook in notebooks/*.ipynb; do \
+	  test -e "$$notebook" || { echo "no notebooks yet"; break; }; \
+	  $(BIN)/jupyter execute --inplace "$$notebook" || exit 1; \
+	done
+
+bench: $(STAMP)  ## ratios against a peer or a limit in the same run
+	@for benchmark in benchmarks/bench_*.py; do $(BIN)/python $$benchmark || exit 1; done
+
+clean:  ## remove what the targets made
+	rm -rf $(VENV) demo report.html build dist *.egg-info
