@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from cnn_extract._console import Reporter
-from cnn_extract._lanes import torch_lanes
+from cnn_extract._lanes import Lanes, torch_lanes
 from cnn_extract._torchvision import import_torch
 from cnn_extract.decode import in_order
 from cnn_extract.extract import open_chunks
@@ -231,15 +231,17 @@ def write_head(store: FeatureStore, key: str, head: str, *, seed: int, report: R
     chunks = open_chunks(store, names)
     if not chunks:
         return False
-    fitted = _fit_folds(store, key, head, seed, report)
     embeddings, fold = store.embeddings(key), store.fold
-    for chunk in chunks:
-        rows = slice(chunk.start, chunk.stop)
-        every = np.stack([model.predict(_filled(embeddings[rows])) for model in fitted])
-        own, unlabelled = _combine(every, fold[rows])
-        for name in names:
-            values = own if name.startswith("probabilities") else unlabelled
-            store.write_rows(name, chunk.start, values)
+    with torch_lanes() as lanes:
+        fitted = _fit_folds(store, embeddings, f"{key}.{head}", head, seed, lanes, report)
+        for chunk in chunks:
+            rows = slice(chunk.start, chunk.stop)
+            batch = _filled(embeddings[rows])
+            every = np.stack(list(lanes.map(lambda model, b=batch: model.predict(b), fitted)))
+            own, unlabelled = _combine(every, fold[rows])
+            for name in names:
+                values = own if name.startswith("probabilities") else unlabelled
+                store.write_rows(name, chunk.start, values)
     return True
 
 
@@ -257,20 +259,28 @@ def _require_arrays(store: FeatureStore, key: str, head: str, seed: int) -> list
     return names
 
 
-def _fit_folds(store: FeatureStore, key: str, head: str, seed: int, report: Reporter) -> list[Head]:
-    embeddings, labels, fold = store.embeddings(key), store.labels, store.fold
+def _fit_folds(
+    store: FeatureStore,
+    embeddings: NDArray[Any],
+    model: str,
+    head: str,
+    seed: int,
+    lanes: Lanes,
+    report: Reporter,
+) -> list[Head]:
+    """Fit a head without each fold, several at a time."""
+    labels, fold = store.labels, store.fold
     usable = store.labels_known & ~store.skipped
     n_folds = int(fold.max()) + 1
 
     def fit(k: int) -> Head:
         rows = np.flatnonzero(usable & (fold != k))
-        child = _child_seed(seed, f"{key}.{head}", k)
-        return fit_head(embeddings[rows], labels[rows], HEADS[head], child)
+        return fit_head(embeddings[rows], labels[rows], HEADS[head], _child_seed(seed, model, k))
 
     fitted = []
-    with torch_lanes() as lanes, report.progress(f"{key}.{head}", n_folds, "folds") as advance:
-        for model in in_order(lanes, fit, range(n_folds), ahead=lanes.n_lanes):
-            fitted.append(model)
+    with report.progress(model, n_folds, "folds") as advance:
+        for one in in_order(lanes, fit, range(n_folds), ahead=lanes.n_lanes):
+            fitted.append(one)
             advance(1)
     return fitted
 

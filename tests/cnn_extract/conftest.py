@@ -1,6 +1,7 @@
 """Makers of small images, folders and label files for the CNN tests."""
 
 import csv
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,13 @@ from cnn_extract.run import Request
 
 # timm's smallest convolutional model: 0.5 million parameters.
 TINY = "test_resnet"
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Run torch on one core: its threads wait for each other where tests share the machine."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.fixture
