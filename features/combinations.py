@@ -4,7 +4,7 @@ The second level of the iMet 2019 winner (RECIPES A10): for every pair (or tripl
 and every row, simple arithmetic that a tree would need many splits to imitate.
 """
 
-from itertools import combinations as subsets
+from itertools import combinations as choose
 
 import numpy as np
 from numba import njit, prange
@@ -35,34 +35,37 @@ def model_subsets(n_models: int, order: int = 2) -> NDArray[np.int64]:
     found = [
         chosen + (-1,) * (order - size)
         for size in range(2, order + 1)
-        for chosen in subsets(range(n_models), size)
+        for chosen in choose(range(n_models), size)
     ]
     return np.array(found, dtype=np.int64).reshape(len(found), order)
 
 
-def least_correlated_pairs(probs: NDArray[np.float32], max_pairs: int) -> NDArray[np.int64]:
-    """Keep the pairs of models whose predictions agree the least.
+def least_correlated(
+    probs: NDArray[np.float32], subsets: NDArray[np.int64], most: int
+) -> NDArray[np.int64]:
+    """Keep the subsets of models whose predictions agree the least.
 
-    Two models that always agree have nothing to tell by their difference or ratio, so past
-    `max_pairs` the pairs with the lowest Pearson correlation stay, in model order.
+    Models that always agree have nothing to tell by their difference or ratio, so past `most`
+    the subsets with the lowest mean Pearson correlation over their pairs stay, in order.
 
     Parameters
     ----------
     probs : float32 array of shape (n_rows, n_models)
-    max_pairs : int
+    subsets : int64 array of shape (n_subsets, order)
+        From :func:`model_subsets`.
+    most : int
 
     Returns
     -------
-    int64 array of shape (min(n_pairs, max_pairs), 2)
+    int64 array of shape (min(n_subsets, most), order)
     """
-    pairs = model_subsets(probs.shape[1])
-    if len(pairs) <= max_pairs:
-        return pairs
+    if len(subsets) <= most:
+        return subsets
     # A constant model correlates with nothing; treat it as fully redundant.
     with np.errstate(invalid="ignore", divide="ignore"):
         correlation = np.nan_to_num(np.atleast_2d(np.corrcoef(probs, rowvar=False)), nan=1.0)
-    strength = correlation[pairs[:, 0], pairs[:, 1]]
-    return pairs[np.sort(np.argsort(strength, kind="stable")[:max_pairs])]
+    strength = [np.mean([correlation[pair] for pair in choose(s[s >= 0], 2)]) for s in subsets]
+    return subsets[np.sort(np.argsort(strength, kind="stable")[:most])]
 
 
 def operator_mask(operators: tuple[str, ...]) -> NDArray[np.bool_]:

@@ -2,7 +2,7 @@
 
 ``sum:a+b``, ``diff:a-b``, ``prod:a*b``, ``ratio:a/b`` in probability space; with
 ``space="logit"`` the same of the logits, named ``logit_sum:a+b`` and so on. O(n_rows * n_subsets).
-Past `max_subsets` pairs the least correlated ones stay, and the log says so.
+Past `max_subsets` pairs and triples the least correlated ones stay, and the log says so.
 """
 
 import logging
@@ -13,7 +13,7 @@ from features.blocks.types import Batch, Block, Column, Float, State, Training
 from features.combinations import (
     OPERATORS,
     combine,
-    least_correlated_pairs,
+    least_correlated,
     model_subsets,
     operator_mask,
 )
@@ -38,10 +38,14 @@ def _fit(
         raise ValueError(f"order must be 2 or 3. Got {order!r} instead.")
     if space not in SPACES:
         raise ValueError(f"space must be one of {SPACES}. Got {space!r} instead.")
+    if max_subsets < 1:
+        raise ValueError(f"max_subsets must be at least 1. Got {max_subsets!r} instead.")
     chosen = model_subsets(len(train.stack.models), order)
-    if order == 2 and len(chosen) > max_subsets:
-        chosen = least_correlated_pairs(_sample(train), max_subsets)
-        logger.info("combinations: the %d least correlated pairs of models", len(chosen))
+    if len(chosen) > max_subsets:
+        logger.info(
+            "combinations: the %d least correlated of %d sets of models", max_subsets, len(chosen)
+        )
+        chosen = least_correlated(_sample(train), chosen, max_subsets)
     mask = operator_mask(tuple(operators))
     return {"subsets": chosen, "operators": mask, "space": space}
 
