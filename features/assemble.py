@@ -5,6 +5,7 @@ time: candidates, then every block into its columns of one preallocated float32 
 of size images x classes x features ever exists; a batch is as large as `max_memory` allows.
 """
 
+import difflib
 import logging
 import re
 import time
@@ -287,19 +288,33 @@ def resolve_blocks(spec: BlockSpec, stack: Stack) -> list[tuple[Block, Mapping[s
     chosen = []
     for entry in spec:
         name, options = (entry, {}) if isinstance(entry, str) else entry
-        if name not in BLOCKS:
-            raise ValueError(f"unknown block {name!r}; known: {', '.join(BLOCKS)}.")
-        unknown = sorted(set(options) - set(BLOCKS[name].options))
+        block = find_block(name)
+        unknown = sorted(set(options) - set(block.options))
         if unknown:
-            known = sorted(BLOCKS[name].options) or "none"
+            known = sorted(block.options) or "none"
             raise ValueError(f"block {name!r} has no option {unknown[0]!r}; it has: {known}.")
-        missing = BLOCKS[name].available(stack)
+        missing = block.available(stack)
         if missing:
             raise ValueError(f"block {name!r} needs {missing}, which this stack does not have.")
-        chosen.append((BLOCKS[name], options))
+        chosen.append((block, options))
     if not chosen:
         raise ValueError("blocks must name at least one block.")
     return chosen
+
+
+def find_block(name: str) -> Block:
+    """Look a block up by its name.
+
+    Raises
+    ------
+    ValueError
+        Naming the nearest names, and all.
+    """
+    if name in BLOCKS:
+        return BLOCKS[name]
+    near = difflib.get_close_matches(name, BLOCKS, n=2)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    raise ValueError(f"unknown block {name!r};{hint} known: {', '.join(BLOCKS)}.")
 
 
 def _default_blocks(stack: Stack) -> list[tuple[Block, Mapping[str, Any]]]:
