@@ -1,0 +1,158 @@
+"""The pair folder's own record: how it was made, which parts are done, whether it is complete.
+
+Polars refuses a folder that holds files of different kinds, so the record is no JSON file: it
+stands in the schema metadata of `_pairs.parquet`, a Parquet file without rows. Readers that
+skip names with ``_`` never see it, and the others add no row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+__all__ = ["Record", "check_output", "clear_output", "part_name", "read_record", "write_atomically"]
+
+RECORD = "_pairs.parquet"
+KEY = b"pairstack"
+FORMAT = "pairstack-pairs"
+VERSION = 1
+# What a killed run leaves behind ends like this, and starts with "_".
+UNFINISHED = ".tmp"
+
+
+@dataclass
+class Record:
+    """What a pair folder knows about itself.
+
+    Attributes
+    ----------
+    settings : dict
+        Everything the bytes of the parts depend on: a run resumes only with equal settings.
+    candidate_recall : {class group or "all": share of the true labels that have a row}
+    n_images, n_rows, n_parts : int
+        Of the complete folder.
+    parts : {file name: sha256} of the parts written so far
+    complete : bool
+    """
+
+    settings: dict[str, Any]
+    candidate_recall: dict[str, float]
+    n_images: int
+    n_rows: int
+    n_parts: int
+    parts: dict[str, str] = field(default_factory=dict)
+    complete: bool = False
+
+    def write(self, folder: Path, schema: pa.Schema) -> None:
+        """Put the record into the folder; it replaces the one before whole."""
+        told = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        empty = schema.with_metadata({KEY: json.dumps(told, sort_keys=True)}).empty_table()
+        write_atomically(folder / RECORD, lambda file: pq.write_table(empty, file))
+
+    def intact(self, folder: Path) -> list[str]:
+        """Name the recorded parts whose files are there and have the recorded checksum."""
+        return [
+            name
+            for name, digest in self.parts.items()
+            if (folder / name).is_file() and sha256(folder / name) == digest
+        ]
+
+
+def part_name(number: int) -> str:
+    """Name a part's file; names sort like the parts."""
+    return f"part-{number:05d}.parquet"
+
+
+def read_record(folder: Path) -> Record | None:
+    """Read the record of a pair folder; None where there is none.
+
+    Raises
+    ------
+    ValueError
+        For a record of a newer version.
+    """
+    if not (folder / RECORD).is_file():
+        return None
+    metadata = pq.read_schema(folder / RECORD).metadata or {}
+    told = json.loads(metadata.get(KEY, b"{}"))
+    if told.pop("format", None) != FORMAT:
+        return None
+    version = told.pop("version")
+    if version != VERSION:
+        raise ValueError(f"{folder} has version {version} of the pair folder; known: {VERSION}.")
+    return Record(**told)
+
+
+def check_output(
+    folder: Path, settings: Mapping[str, Any] | None = None, *, force: bool = False
+) -> None:
+    """Refuse an output folder that must not be written; without settings, check the rest.
+
+    Raises
+    ------
+    FileExistsError
+        When it holds something else, is complete, or was begun with other settings; the last
+        two not with `force`.
+    """
+    if not folder.exists():
+        return
+    record = read_record(folder) if folder.is_dir() else None
+    if record is None:
+        if not folder.is_dir() or any(not _is_left_over(path) for path in folder.iterdir()):
+            raise FileExistsError(f"{folder} exists and is no pair folder. Give another name.")
+        return
+    if force:
+        return
+    if record.complete:
+        raise FileExistsError(
+            f"{folder} is complete: {record.n_rows:,} rows of {record.n_images:,} images. "
+            "Give another name, or --force to write it anew."
+        )
+    other = [] if settings is None else _differences(record.settings, settings)
+    if other:
+        raise FileExistsError(
+            f"{folder} was begun with other settings: {'; '.join(other)}. Run it with those to "
+            "resume, give another name, or --force to write it anew."
+        )
+
+
+def clear_output(folder: Path) -> None:
+    """Remove what `build-features` writes; the record first, so that nothing looks complete."""
+    (folder / RECORD).unlink(missing_ok=True)
+    for path in [*folder.glob("part-*.parquet"), *folder.glob(f"_*{UNFINISHED}")]:
+        path.unlink()
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Write a file under a temporary name; it takes its own once its bytes are on disk."""
+    unfinished = path.with_name(f"_{path.name}{UNFINISHED}")
+    with unfinished.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+def sha256(path: Path) -> str:
+    """Checksum of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_left_over(path: Path) -> bool:
+    """Whether a killed run left this file before it wrote its record."""
+    return path.name.startswith("_") and path.name.endswith(UNFINISHED)
+
+
+def _differences(begun: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Say which settings differ, and how."""
+    names = [name for name in sorted({*begun, *now}) if begun.get(name) != now.get(name)]
+    return [f"{name} was {begun.get(name)!r}, is {now.get(name)!r}" for name in names]

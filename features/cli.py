@@ -1,0 +1,119 @@
+"""The ``build-features`` command."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from features.parquet import ROWS_PER_PART
+
+__all__ = ["app"]
+
+FAILED, REFUSED = 1, 2
+
+app = typer.Typer(
+    help="From a store of predictions to pair rows: one row per image and candidate class.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@contextmanager
+def _exit_codes() -> Iterator[None]:
+    """Turn errors into one line on stderr and an exit code: 2 refused, 1 failed."""
+    try:
+        yield
+    except (ValueError, FileExistsError, FileNotFoundError, NotADirectoryError) as error:
+        typer.echo(f"refused: {error}", err=True)
+        raise typer.Exit(REFUSED) from error
+    except (RuntimeError, OSError, MemoryError, ImportError) as error:
+        typer.echo(f"failed: {error}", err=True)
+        raise typer.Exit(FAILED) from error
+    except KeyboardInterrupt as error:
+        typer.echo("interrupted; the same command resumes", err=True)
+        raise typer.Exit(FAILED) from error
+
+
+@app.command(
+    epilog="Examples: `build-features store/ --out pairs/` ; `build-features store/ --out pairs/ "
+    "--blocks probabilities,ranks,combinations:order=3 --candidates culture=20,tag=30` ; "
+    "`build-features store/ --explain` (cost and recall, nothing written)."
+)
+def build_features(
+    store: Annotated[str, typer.Argument(help="Feature store: a folder or URL.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder to write. Not needed with --explain.", show_default=False),
+    ] = None,
+    blocks: Annotated[
+        str,
+        typer.Option(
+            help="Blocks separated by commas, options after colons: a,b,combinations:order=3; "
+            "or default."
+        ),
+    ] = "default",
+    candidates: Annotated[
+        str,
+        typer.Option(
+            help="Classes of an image that become rows: auto, all, 50 (in each class group), or "
+            "culture=20,tag=30."
+        ),
+    ] = "auto",
+    max_memory: Annotated[
+        str, typer.Option(help="Working memory, beyond the store's arrays and one row group.")
+    ] = "4GB",
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Threads. Default: one a core.", show_default=False)
+    ] = None,
+    rows_per_part: Annotated[
+        int, typer.Option(min=1, help="Most rows of one Parquet file (whole images).")
+    ] = ROWS_PER_PART,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain",
+            help="Print each block's columns, seconds and bytes, and candidate recall. Without "
+            "--out, on some images and writing nothing.",
+        ),
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Write anew what is there.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No log and no progress.")] = False,
+) -> None:
+    """Write pair rows as a folder of Parquet files; a killed run resumes where it stopped.
+
+    Blocks are fitted on the labelled images, out of fold; rows are written for all images.
+    """
+    from features._build import Request, build
+    from features._console import Reporter
+    from features._specs import parse_blocks, parse_candidates
+
+    report = Reporter(quiet=quiet)
+    with _exit_codes(), report.logging("features"):
+        if out is None and not explain:
+            raise ValueError("give --out FOLDER to write to, or --explain to only measure.")
+        request = Request(
+            store=store,
+            out=out,
+            blocks=parse_blocks(blocks),
+            candidates=parse_candidates(candidates),
+            max_memory=max_memory,
+            n_jobs=jobs,
+            rows_per_part=rows_per_part,
+            force=force,
+        )
+        summary = build(request, report)
+        lines = summary.lines()
+        if explain:
+            lines = [*summary.explanation(), "", *lines]
+        typer.echo("\n".join(lines))
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,345 @@
+"""Pair rows as a folder of Parquet files: any Parquet reader opens it, a killed run resumes.
+
+One part per image range, its rows sorted by image then candidate. The ranges come from a fixed
+number of rows, never from memory or threads, so the same settings always give the same bytes.
+The layout is "Pair folder" of `docs/design.md`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from features._pair_folder import (
+    Record,
+    check_output,
+    clear_output,
+    part_name,
+    read_record,
+    sha256,
+    write_atomically,
+)
+from features.assemble import PairFeatures
+from features.blocks.types import Column
+from features.schema import Stack
+
+__all__ = ["PairRows", "Written", "feature_matrix", "pair_columns", "read_pairs", "write_pairs"]
+
+KEYS = ("image_id", "class", "class_group", "label", "fold")
+# A row group is what a reader holds at once, and what the writer holds whatever max_memory says.
+ROWS_PER_GROUP = 65_536
+ROWS_PER_PART = 4 * ROWS_PER_GROUP
+
+
+@dataclass(frozen=True)
+class PairRows:
+    """Fitted features and the images to write: all of them, in order.
+
+    Attributes
+    ----------
+    features : PairFeatures, fitted
+    stack : Stack of n_images
+    labels : CSR array of shape (n_images, n_classes), 0/1
+    labels_known : bool array of shape (n_images,)
+        Where False, labels are null and features are those of a new image.
+    fold : int array of shape (n_images,)
+        Folds that `features` was fitted with; -1 where not assigned.
+    """
+
+    features: PairFeatures
+    stack: Stack
+    labels: csr_array
+    labels_known: NDArray[np.bool_]
+    fold: NDArray[np.integer[Any]]
+
+    def table(self, start: int, stop: int, schema: pa.Schema) -> pa.Table:
+        """Build the rows of some images, batch by batch.
+
+        Returns
+        -------
+        pyarrow.Table with contiguous columns, whatever the size of the batches
+        """
+        # An image without labels took no part in fitting: it is new, whatever its fold.
+        fold = np.where(self.labels_known, self.fold, -1)[start:stop]
+        step = min(self.features.batch_images(), stop - start)
+        images, classes, values = [], [], []
+        for batch in self.features.batches(self.stack[start:stop], fold, batch_images=step):
+            images.append(batch.row_image)
+            classes.append(batch.row_class)
+            values.append(np.ascontiguousarray(batch.features.T))
+        row_image, row_class = start + _join(images), _join(classes)
+        keys = self._keys(row_image, row_class)
+        columns = [pa.array(column) for column in _join(values)]
+        return pa.Table.from_arrays([*keys, *columns], schema=schema)
+
+    def _keys(self, row_image: NDArray[np.int64], row_class: NDArray[np.int32]) -> list[pa.Array]:
+        space, unknown = self.stack.label_space, ~self.labels_known[row_image]
+        label = label_at(self.labels, row_image, row_class)
+        return [
+            pa.array(self.stack.image_ids[row_image].astype(object), pa.string()),
+            _dictionary(row_class, space.names),
+            _dictionary(space.group_codes[row_class], space.group_names),
+            pa.array(label, pa.int8(), mask=unknown),
+            pa.array(np.asarray(self.fold, dtype=np.int16)[row_image]),
+        ]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `write_pairs` did.
+
+    Attributes
+    ----------
+    n_images, n_rows, n_columns, n_parts : int
+        Of the whole folder.
+    resumed : list of str
+        Parts that an earlier run had written.
+    rewritten : list of str
+        Parts that were there but did not have their recorded checksum.
+    n_bytes : int
+        Size of the parts on disk.
+    n_built : int
+        Images whose rows were built now.
+    """
+
+    n_images: int
+    n_rows: int
+    n_columns: int
+    n_parts: int
+    resumed: list[str]
+    rewritten: list[str]
+    n_bytes: int
+    n_built: int
+
+
+def write_pairs(
+    path: str | os.PathLike[str],
+    rows: PairRows,
+    *,
+    settings: Mapping[str, Any],
+    rows_per_part: int = ROWS_PER_PART,
+    force: bool = False,
+    advance: Callable[[int], None] = lambda n_images: None,
+) -> Written:
+    """Write pair rows as a folder of Parquet files, or write what a killed run left out.
+
+    Parameters
+    ----------
+    path : path
+        The folder; made with its parents.
+    rows : PairRows
+    settings : mapping of JSON values
+        What the features depend on. A begun folder is resumed only with equal settings.
+    rows_per_part : int, default=262,144
+        A part takes as many whole images as fit, at least one.
+    force : bool, default=False
+        Write anew what is there.
+    advance : function of a number of images, optional
+        Called after each part.
+
+    Raises
+    ------
+    FileExistsError
+        When the folder is complete, was begun with other settings, or is something else.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> rng = np.random.default_rng(0)
+    >>> stack = Stack({"a": rng.random((20, 3)), "b": rng.random((20, 3))})
+    >>> labels = csr_array((rng.random((20, 3)) < 0.3).astype(np.int8))
+    >>> fold = np.arange(20) % 5
+    >>> features = PairFeatures(blocks=("probabilities",), candidates=2).fit(stack, labels, fold)
+    >>> rows = PairRows(features, stack, labels, np.ones(20, dtype=bool), fold)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     done = write_pairs(folder + "/pairs", rows, settings={})
+    ...     table = next(read_pairs(folder + "/pairs"))
+    >>> done.n_rows, table.column_names[-2:]
+    (40, ['p:a', 'p:b'])
+    """
+    folder, settings = Path(path), {**settings, "rows_per_part": rows_per_part}
+    check_output(folder, settings, force=force)
+    folder.mkdir(parents=True, exist_ok=True)
+    schema, ranges = pair_schema(rows.features), _image_ranges(rows, rows_per_part)
+    record = None if force else read_record(folder)
+    if record is None:
+        clear_output(folder)
+        record = _new_record(rows, settings, n_parts=len(ranges))
+        record.write(folder, schema)
+    intact = record.intact(folder)
+    damaged = sorted(set(record.parts) - set(intact))
+    n_built = 0
+    for number, (start, stop) in enumerate(ranges):
+        name = part_name(number)
+        if name not in intact:
+            _write_part(folder / name, rows, start, stop, schema)
+            record.parts[name] = sha256(folder / name)
+            record.write(folder, schema)
+            n_built += stop - start
+        advance(stop - start)
+    record.complete = True
+    record.write(folder, schema)
+    for left in folder.glob("_*.tmp"):
+        left.unlink()
+    n_bytes = sum((folder / name).stat().st_size for name in record.parts)
+    return Written(
+        record.n_images,
+        record.n_rows,
+        len(rows.features.columns_),
+        record.n_parts,
+        intact,
+        damaged,
+        n_bytes,
+        n_built,
+    )
+
+
+def read_pairs(
+    path: str | os.PathLike[str], columns: Sequence[str] | None = None
+) -> Iterator[pa.Table]:
+    """Walk over a complete pair folder, one row group at a time, in the order of the images.
+
+    Parameters
+    ----------
+    path : path
+    columns : sequence of str, optional
+        Names of the columns to read. Default: all.
+
+    Yields
+    ------
+    pyarrow.Table
+        ``table.to_pandas()`` and ``polars.from_arrow(table)`` turn it into a data frame,
+        `feature_matrix` its features into an array.
+
+    Raises
+    ------
+    FileNotFoundError
+        When `path` is no pair folder.
+    ValueError
+        When it is not complete.
+    """
+    folder = Path(path)
+    record = read_record(folder)
+    if record is None:
+        raise FileNotFoundError(f"{folder} is no pair folder; build-features writes one.")
+    if not record.complete:
+        raise ValueError(
+            f"{folder} is not complete: it has {len(record.parts)} of {record.n_parts} parts. "
+            "Run the same build-features command again."
+        )
+    for name in sorted(record.parts):
+        with pq.ParquetFile(folder / name) as file:
+            for group in range(file.num_row_groups):
+                yield file.read_row_group(group, columns=columns)
+
+
+def pair_columns(schema: pa.Schema) -> list[Column]:
+    """Read where each feature of a pair folder comes from, out of the field metadata."""
+    return [
+        Column(
+            item.name,
+            item.metadata[b"block"].decode(),
+            item.metadata[b"formula"].decode(),
+            tuple(json.loads(item.metadata[b"models"])),
+            item.metadata[b"fold_fitted"] == b"true",
+        )
+        for item in schema
+        if b"block" in (item.metadata or {})
+    ]
+
+
+def feature_matrix(table: pa.Table) -> NDArray[np.float32]:
+    """Stack the features of a table from `read_pairs`, float32 (n_rows, n_columns)."""
+    names = [column.name for column in pair_columns(table.schema)]
+    out = np.empty((len(table), len(names)), dtype=np.float32)
+    for position, name in enumerate(names):
+        out[:, position] = table.column(name).to_numpy()
+    return out
+
+
+def pair_schema(features: PairFeatures) -> pa.Schema:
+    """Give the schema of the parts: key columns, then features with their origin in the metadata."""
+    text = pa.dictionary(pa.int32(), pa.string())
+    types = (pa.string(), text, text, pa.int8(), pa.int16())
+    keys = [pa.field(name, kind) for name, kind in zip(KEYS, types, strict=True)]
+    return pa.schema([*keys, *(_field(column) for column in features.columns_)])
+
+
+def _field(column: Column) -> pa.Field:
+    origin = {
+        "block": column.block,
+        "formula": column.formula,
+        "models": json.dumps(column.models),
+        "fold_fitted": str(column.fold_fitted).lower(),
+    }
+    return pa.field(column.name, pa.float32(), metadata=origin)
+
+
+def label_at(
+    labels: csr_array, row_image: NDArray[np.int64], row_class: NDArray[np.int32]
+) -> NDArray[np.int8]:
+    """Labels of some rows, int8 (n_rows,), without a dense images x classes matrix.
+
+    Examples
+    --------
+    >>> label_at(csr_array([[0, 1], [1, 0]]), np.array([0, 0, 1]), np.array([1, 0, 1])).tolist()
+    [1, 0, 0]
+    """
+    if not len(row_image):
+        return np.empty(0, dtype=np.int8)
+    first = int(row_image.min())
+    part = labels[first : int(row_image.max()) + 1].tocoo()
+    n_classes = labels.shape[1]
+    true = part.row.astype(np.int64) * n_classes + part.col
+    asked = (row_image - first) * n_classes + row_class
+    return np.isin(asked, true[part.data != 0]).astype(np.int8)
+
+
+def _write_part(path: Path, rows: PairRows, start: int, stop: int, schema: pa.Schema) -> None:
+    """Write the part of one image range, row group by row group."""
+    step = _images(rows, ROWS_PER_GROUP)
+
+    def write(file: Any) -> None:
+        # Features hardly repeat: a dictionary of them costs time and no byte less.
+        with pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=list(KEYS)) as out:
+            for first in range(start, stop, step):
+                table = rows.table(first, min(first + step, stop), schema)
+                out.write_table(table, row_group_size=max(len(table), 1))
+
+    write_atomically(path, write)
+
+
+def _new_record(rows: PairRows, settings: dict[str, Any], n_parts: int) -> Record:
+    n_images = len(rows.stack)
+    recall = dict(rows.features.candidate_recall_)
+    return Record(settings, recall, n_images, n_images * rows.features.rows_per_image_, n_parts)
+
+
+def _image_ranges(rows: PairRows, rows_per_part: int) -> list[tuple[int, int]]:
+    step, n_images = _images(rows, rows_per_part), len(rows.stack)
+    return [(start, min(start + step, n_images)) for start in range(0, n_images, step)]
+
+
+def _images(rows: PairRows, n_rows: int) -> int:
+    """Whole images that have at most `n_rows` rows; at least one."""
+    return max(n_rows // rows.features.rows_per_image_, 1)
+
+
+def _join(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Join along the last axis; one part is taken as it is."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+
+
+def _dictionary(codes: NDArray[np.integer[Any]], names: NDArray[np.str_]) -> pa.Array:
+    texts = pa.array(names.astype(object), pa.string())
+    return pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32)), texts)
