@@ -259,6 +259,8 @@ def _refuse_foreign(request: Request) -> None:
 def _open_own(out: Path) -> FeatureStore | None:
     from features.store import FeatureStore
 
+    if not out.is_dir():
+        return None
     try:
         store = FeatureStore.open(out, "r+")
     except ValueError:
