@@ -126,9 +126,7 @@ def _best_set(  # type: ignore[no-untyped-def]
             order, n_forced = _within_bounds(order, columns, group, low, high)
             ready = len(order)
         cap = min(max_labels, len(order))
-        size, score, closed = _best_size(
-            p, order, ready, counts, mean, beta2, empty, n_forced, cap
-        )
+        size, score, closed = _best_size(p, order, ready, counts, mean, beta2, empty, n_forced, cap)
         if closed or floor <= 0.0 or cap == max_labels:
             break
         floor = _next_floor(floor)
@@ -160,7 +158,7 @@ def _split(p, floor):  # type: ignore[no-untyped-def]
 # Sums of numbers that are not negative: their order is free, which lets the loop use SIMD.
 @njit(cache=True, fastmath={"reassoc"})
 def _power_sums(p, floor):  # type: ignore[no-untyped-def]
-    """Sums of p, p^2, ..., p^8 over the entries p <= floor."""
+    """Sum p, p^2, ..., p^8 over the entries p <= floor."""
     t1 = t2 = t3 = t4 = t5 = t6 = t7 = t8 = 0.0
     for j in range(len(p)):
         x = float(p[j])
@@ -310,7 +308,9 @@ def _best_size(  # type: ignore[no-untyped-def]
         step = 1
         if done + 4 <= cap and _at_most_half(p, order[done : done + 4]):
             step = 4
-            _add_four(p, order[done : done + 4], counts, joint, _weights(weights, beta2, done), scores)
+            _add_four(
+                p, order[done : done + 4], counts, joint, _weights(weights, beta2, done), scores
+            )
         else:
             scores[0] = _add_one(float(p[order[done]]), counts, joint, beta2, done + 1)
         for k in range(done + 1, done + step + 1):
@@ -385,5 +385,3 @@ def _add_four(p, order, counts, joint, weights, scores):  # type: ignore[no-unty
         t2 += j2 * weights[2, s]
         t3 += j3 * weights[3, s]
     scores[0], scores[1], scores[2], scores[3] = t0, t1, t2, t3
-
-

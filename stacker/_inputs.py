@@ -10,7 +10,19 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Rows", "as_rows", "check_beta", "check_empty_score", "check_labels", "check_probs"]
+__all__ = [
+    "Matrix",
+    "Rows",
+    "as_rows",
+    "check_beta",
+    "check_empty_score",
+    "check_labels",
+    "check_pairs",
+    "check_probs",
+    "check_same_shape",
+    "entry_columns",
+    "group_names_and_codes",
+]
 
 # A C-ordered ndarray or a canonical csr_array; scipy is untyped here.
 Matrix: TypeAlias = Any
@@ -44,6 +56,29 @@ def as_rows(matrix: Matrix) -> Rows:
     return Rows(np.ascontiguousarray(matrix).ravel(), np.empty(0, np.int32), indptr, n_columns)
 
 
+def entry_columns(rows: Rows) -> NDArray[np.int32]:
+    """Class of every entry."""
+    if len(rows.indices) or not rows.n_columns:
+        return rows.indices
+    return np.tile(np.arange(rows.n_columns, dtype=np.int32), rows.n_rows)
+
+
+def group_names_and_codes(
+    class_groups: ArrayLike | None, n_classes: int
+) -> tuple[list[str], NDArray[np.int32]]:
+    """Sorted group names and the code of each class; one group when None."""
+    if class_groups is None:
+        return [""], np.zeros(n_classes, np.int32)
+    groups = np.asarray(class_groups)
+    if groups.shape != (n_classes,):
+        raise ValueError(
+            f"class_groups must name a group for each class: shape ({n_classes},), "
+            f"however: class_groups.shape={groups.shape}."
+        )
+    names, codes = np.unique(groups.astype(str), return_inverse=True)
+    return names.tolist(), codes.astype(np.int32)
+
+
 def check_probs(proba: ArrayLike, *, dtype: Any = np.float32, name: str = "proba") -> Matrix:
     """Probabilities as a C-ordered array or canonical CSR of `dtype`; never the caller's memory.
 
@@ -75,14 +110,22 @@ def check_probs(proba: ArrayLike, *, dtype: Any = np.float32, name: str = "proba
     return np.ascontiguousarray(values, dtype=dtype)
 
 
-def check_labels(labels: ArrayLike, *, name: str = "Y") -> sp.csr_array:
+def check_labels(
+    labels: ArrayLike, *, name: str = "Y", n_classes: int | None = None
+) -> sp.csr_array:
     """Labels, dense or sparse 0/1, as a canonical CSR int8 array without stored zeros.
+
+    With `n_classes`, a vector or column of class positions (one label an image) is taken too.
 
     Raises
     ------
     ValueError
         If the matrix is not two-dimensional or holds anything but 0 and 1.
     """
+    if n_classes is not None and not sp.issparse(labels):
+        vector = np.asarray(labels)
+        if vector.ndim == 1 or (vector.shape[1:] == (1,) and n_classes > 1):
+            return _one_label_each(vector.ravel(), n_classes, name)
     matrix = _two_dimensional(labels, name)
     values = matrix.data if sp.issparse(matrix) else matrix
     if values.dtype == object:
@@ -119,13 +162,62 @@ def check_empty_score(empty_score: float, *, allow_nan: bool = False) -> float:
     return float(empty_score)
 
 
+def check_pairs(proba: Any, labels: ArrayLike, *, owner: str) -> tuple[Matrix, sp.csr_array]:
+    """Probabilities and labels of the same images and classes, at least one of each.
+
+    Raises
+    ------
+    ValueError
+        As `check_probs` and `check_labels`; for missing labels, shapes that differ, no images or
+        no classes.
+    """
+    if labels is None:
+        raise ValueError(
+            f"This {owner} estimator requires y to be passed, but the target y is None."
+        )
+    proba = proba if sp.issparse(proba) else np.asarray(proba)
+    shape = proba.shape
+    if len(shape) == 2 and 0 in shape:
+        counted = f"{shape[0]} sample(s)" if shape[0] == 0 else f"{shape[1]} feature(s)"
+        raise ValueError(
+            f"Found array with {counted} (shape={shape}) while a minimum of 1 is required."
+        )
+    probs = check_probs(proba)
+    found = check_labels(labels, n_classes=probs.shape[1])
+    check_same_shape(probs, found, ("proba", "Y"))
+    return probs, found
+
+
 def check_same_shape(first: Matrix, second: Matrix, names: tuple[str, str]) -> None:
     """Both matrices have the same images and classes."""
     if first.shape != second.shape:
         raise ValueError(
-            f"{names[0]} and {names[1]} must have the same shape (n_images, n_classes), however: "
-            f"{names[0]}.shape={first.shape}, {names[1]}.shape={second.shape}."
+            f"{names[0]} and {names[1]} must have the same shape (n_images, n_classes), dense or "
+            f"sparse, however: {names[0]}.shape={first.shape}, {names[1]}.shape={second.shape}."
         )
+
+
+def _one_label_each(positions: NDArray[Any], n_classes: int, name: str) -> sp.csr_array:
+    if positions.dtype.kind not in "iufb" or (positions != np.floor(positions)).any():
+        raise ValueError(
+            f"{name} must be a 0/1 matrix (n_images, n_classes) or a vector of class positions. "
+            f"Got a vector of dtype {positions.dtype}. Unknown label type: continuous or text."
+        )
+    columns = positions.astype(np.int64)
+    if len(columns) and not 0 <= columns.min() <= columns.max() < n_classes:
+        raise ValueError(
+            f"{name} must be a 0/1 matrix, dense or sparse, of shape (n_images, n_classes), or a "
+            f"vector of class positions from 0 to {n_classes - 1}. Got a vector of values from "
+            f"{columns.min()} to {columns.max()}."
+        )
+    if len(columns) and columns.min() == columns.max():
+        raise ValueError(
+            f"{name} is a vector of class positions and holds one class only ({columns[0]}): there "
+            "is nothing to decide. Pass a 0/1 matrix if these are labels of one class."
+        )
+    ones = np.ones(len(columns), np.int8)
+    indptr = np.arange(len(columns) + 1)
+    return sp.csr_array((ones, columns, indptr), shape=(len(columns), n_classes))
 
 
 def _two_dimensional(data: ArrayLike, name: str) -> Any:
@@ -163,9 +255,11 @@ def _check_range(values: NDArray[Any], matrix: Any, name: str) -> None:
             f"{name} must be finite: it contains {found} at image {image}, class {klass} "
             f"({int(bad.sum()):,} bad values in all)."
         )
+    negative = f"Negative values in data: {name}" if low < 0 else name
     raise ValueError(
-        f"{name} must lie in [0, 1]; {int(bad.sum()):,} values do not, first: image {image}, "
-        f"class {klass}, value {value:.4g}. Apply a sigmoid if these are logits."
+        f"{negative} must lie in [0, 1]; {int(bad.sum()):,} values do not, first: image {image}, "
+        f"class {klass}, value {value:.4g} (n_samples={matrix.shape[0]}, "
+        f"n_features={matrix.shape[1]}). Apply a sigmoid if these are logits."
     )
 
 

@@ -1,259 +1,298 @@
 """Decision rules: each is a function that fits plain parameters and one that applies them.
 
-A fitted rule is a dict of numbers, strings and arrays (so it is saved without pickle). The rules
-that compare a score with a threshold share one form: a *key* per (image, class) pair, made from
-the probabilities, and a threshold per class. Label-count bounds are put into the keys.
+A fitted rule is a dict of numbers, strings, arrays and such dicts, so it is saved without pickle.
+Rules that compare a score with a threshold share one form: a *key* per (image, class) pair, made
+from the probabilities, and a threshold per class. Label-count bounds are put into the keys.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
-from numba import njit, prange
 from numpy.typing import NDArray
+from scipy.special import expit
 
-from stacker._fbeta_kernels import overlap
-from stacker._inputs import Matrix, Rows, as_rows
-from stacker._sweep import Counts, Pairs, add_selected, best_cut
+from stacker._calibration_maps import log_odds
+from stacker._fbeta_kernels import best_sets
+from stacker._inputs import Matrix, as_rows, entry_columns
+from stacker._keys import Bounds, affine_keys, bounded_keys, rank_keys, ratio_keys
+from stacker._sweep import NOTHING, Counts, Pairs, add_selected, best_cut, class_cuts, find_pairs
+from stacker.calibration import ProbabilityCalibrator
 
-__all__ = ["RULES", "Bounds", "Problem", "apply_rule"]
+__all__ = ["RULES", "Params", "Problem", "Task", "apply_rule"]
 
 Params = dict[str, Any]
+Floats = NDArray[np.float64]
 
 
-class Bounds(NamedTuple):
-    """The fewest and most labels an image may have of each group of classes."""
+class Task(NamedTuple):
+    """What is to be maximised, and within which bounds."""
 
-    codes: NDArray[np.int32]  # (n_classes,) group of each class; all 0 for bounds on the image
-    low: NDArray[np.int64]  # (n_groups,)
-    high: NDArray[np.int64]  # (n_groups,)
-
-    @property
-    def n_groups(self) -> int:
-        """Number of class groups."""
-        return len(self.low)
-
-    @property
-    def binding(self) -> bool:
-        """Whether any image could be touched by them."""
-        sizes = np.bincount(self.codes, minlength=self.n_groups)
-        return bool((self.low > 0).any() or (self.high < sizes).any())
-
-
-class Problem(NamedTuple):
-    """What a rule is fitted to."""
-
-    probs: Matrix  # (n_images, n_classes) float32, dense or CSR
-    labels: sp.csr_array  # (n_images, n_classes) int8
     class_group: NDArray[np.int32]  # (n_classes,) codes
     bounds: Bounds
     beta: float
     average: str
     empty_score: float
+    shrinkage: float = 20.0
     random_state: int | None = None
 
     @property
     def metric(self) -> dict[str, float]:
-        """Keyword arguments of the metric."""
+        """Keyword arguments of F-beta."""
         return {"beta": self.beta, "empty_score": self.empty_score}
 
+
+class Problem(NamedTuple):
+    """What a rule is fitted to."""
+
+    task: Task
+    probs: Matrix  # (n_images, n_classes) float32, dense or CSR
+    labels: sp.csr_array  # (n_images, n_classes) int8
+    split_group: NDArray[np.intp]  # (n_images,) images of one group stay together
+
     def take(self, images: NDArray[np.intp]) -> "Problem":
-        """Same problem on some images."""
-        return self._replace(probs=self.probs[images], labels=self.labels[images])
+        """Restrict the problem to some images."""
+        rest = (self.probs[images], self.labels[images], self.split_group[images])
+        return Problem(self.task, *rest)
 
 
-# ------------------------------------------------------------------------------------ keys
+# ------------------------------------------------------------------------------------ searches
 
 
-def bounded_keys(rows: Rows, keys: NDArray[np.float32], bounds: Bounds) -> NDArray[np.float32]:
-    """Keys with the label-count bounds in them: inf is forced in, -1 is left out."""
-    if not bounds.binding:
-        return keys
-    keys = keys.copy()
-    _bound_keys(keys, rows.indices, rows.indptr, bounds.codes, bounds.low, bounds.high)
-    return keys
-
-
-@njit(parallel=True, cache=True)
-def _bound_keys(keys, indices, indptr, group, low, high):  # type: ignore[no-untyped-def]
-    for i in prange(len(indptr) - 1):
-        a, b = indptr[i], indptr[i + 1]
-        order = np.argsort(-keys[a:b], kind="mergesort")
-        taken = np.zeros(len(low), np.int64)
-        for j in order:
-            g = group[indices[a + j] if len(indices) else j]
-            taken[g] += 1
-            if taken[g] <= low[g]:
-                keys[a + j] = np.inf
-            elif taken[g] > high[g]:
-                keys[a + j] = -1.0
-
-
-def plain_keys(rows: Rows) -> NDArray[np.float32]:
-    """Probabilities themselves."""
-    return rows.values
-
-
-def ratio_keys(rows: Rows) -> NDArray[np.float32]:
-    """Probabilities over their image's largest; 0 for an image of zeros."""
-    top = row_max(rows)
-    top[top == 0] = 1
-    return (rows.values / np.repeat(top, np.diff(rows.indptr))).astype(np.float32, copy=False)
-
-
-def row_max(rows: Rows) -> NDArray[np.float32]:
-    """Largest value of each image, 0 for an image without entries."""
-    top = np.zeros(rows.n_rows, np.float32)
-    filled = np.flatnonzero(np.diff(rows.indptr))
-    if len(filled):
-        top[filled] = np.maximum.reduceat(rows.values, rows.indptr[filled])
-    return top
-
-
-def entry_columns(rows: Rows) -> NDArray[np.int32]:
-    """Class of every entry."""
-    if len(rows.indices) or not rows.n_columns:
-        return rows.indices
-    return np.tile(np.arange(rows.n_columns, dtype=np.int32), rows.n_rows)
-
-
-def entry_hits(problem: Problem) -> NDArray[np.bool_]:
-    """Whether the label of every entry is true."""
-    if sp.issparse(problem.probs):
-        return overlap(as_rows(problem.probs), as_rows(problem.labels))
-    return problem.labels.toarray().ravel().astype(np.bool_)
-
-
-# ------------------------------------------------------------------------- thresholds per group
-
-
-class Search(NamedTuple):
-    """A threshold search: free pairs by class group, and the counts before any is selected."""
-
-    pairs: Pairs
-    pair_groups: NDArray[np.int32]
-    start: Counts
-
-
-def make_search(problem: Problem, keys: NDArray[np.float32]) -> Search:
-    """Pairs with a key above 0, the forced ones already counted."""
+def search(
+    problem: Problem, keys: NDArray[np.float32], codes: NDArray[np.int32], *, own_cut: bool = False
+) -> tuple[Pairs, Counts]:
+    """Pairs worth sorting, and the counts that the lower bounds force."""
+    task = problem.task
     rows = as_rows(problem.probs)
-    columns = entry_columns(rows)
-    images = np.repeat(np.arange(rows.n_rows, dtype=np.int32), np.diff(rows.indptr))
-    units, n_true = _units(problem, images, columns)
-    everything = Pairs(keys, units, entry_hits(problem))
-    nothing = Counts(n_true, np.zeros_like(n_true), np.zeros_like(n_true))
-    start = add_selected(nothing, everything, np.inf)
-    free = (keys > 0) & np.isfinite(keys)
-    return Search(everything.take(free), problem.class_group[columns[free]], start)
+    rows = rows._replace(values=bounded_keys(rows, keys, task.bounds))
+    metric = (task.average, task.beta, task.empty_score)
+    return find_pairs(rows, problem.labels, codes, *metric, own_cut=own_cut)
 
 
-def _units(
-    problem: Problem, images: NDArray[np.int32], columns: NDArray[np.int32]
-) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Return the unit of every entry, and the true labels of every unit."""
-    labels = problem.labels
-    if problem.average == "samples":
-        return images, np.diff(labels.indptr).astype(np.int64)
-    if problem.average == "macro":
-        return columns, np.bincount(labels.indices, minlength=labels.shape[1])
-    return np.zeros_like(images), np.array([labels.nnz])
+def one_cut(problem: Problem, keys: NDArray[np.float32]) -> tuple[float, float]:
+    """Find the best threshold on the keys, the same for all classes, and its F-beta."""
+    pairs, start = search(problem, keys, np.zeros_like(problem.task.class_group))
+    return best_cut(pairs, start, **problem.task.metric)
 
 
-def fit_cut(problem: Problem, keys: NDArray[np.float32]) -> float:
-    """One threshold on the keys for all classes."""
-    search = make_search(problem, keys)
-    return best_cut(search.pairs, search.start, **problem.metric)[0]
-
-
-def fit_group_cuts(problem: Problem, keys: NDArray[np.float32]) -> NDArray[np.float64]:
+def group_cuts(problem: Problem, keys: NDArray[np.float32]) -> Floats:
     """Find a threshold per class group by coordinate sweeps, the best of several starts."""
-    search = make_search(problem, keys)
-    n_groups = int(problem.class_group.max(initial=0)) + 1
-    one = best_cut(search.pairs, search.start, **problem.metric)[0]
-    per_group = [search.pairs.take(search.pair_groups == g) for g in range(n_groups)]
-    alone = [best_cut(pairs, search.start, **problem.metric)[0] for pairs in per_group]
-    found = [
-        _descend(per_group, search.start, np.array(first), problem.metric)
-        for first in ([one] * n_groups, alone)
-    ]
+    codes, metric = problem.task.class_group, problem.task.metric
+    n_groups = int(codes.max(initial=0)) + 1
+    pairs, start = search(problem, keys, codes)
+    one = best_cut(pairs, start, **metric)[0]
+    per_group = [pairs.take(codes[pairs.columns] == g) for g in range(n_groups)]
+    alone = [best_cut(mine, start, **metric)[0] for mine in per_group]
+    firsts = [np.full(n_groups, one), np.array(alone)]
+    found = [_descend(per_group, start, first, metric) for first in firsts]
     return max(found, key=lambda pair: pair[0])[1]
 
 
 def _descend(
-    per_group: list[Pairs], start: Counts, cuts: NDArray[np.float64], metric: dict[str, float]
-) -> tuple[float, NDArray[np.float64]]:
+    per_group: list[Pairs], start: Counts, cuts: Floats, metric: dict[str, float]
+) -> tuple[float, Floats]:
     """Sweep one group's threshold at a time, the others fixed, until nothing improves."""
-    none = Counts(start.n_true, np.zeros_like(start.n_true), np.zeros_like(start.n_true))
-    parts = [add_selected(none, p, t) for p, t in zip(per_group, cuts, strict=True)]
-    score = -1.0
+    now = start
+    for pairs, cut in zip(per_group, cuts, strict=True):
+        now = add_selected(now, pairs, cut)
+    score = float(now.fbeta(**metric).mean())
     for _ in range(20):
         before = score
         for g, pairs in enumerate(per_group):
-            rest = [part for h, part in enumerate(parts) if h != g]
-            base = Counts(
-                start.n_true,
-                start.n_pred + sum(part.n_pred for part in rest),
-                start.tp + sum(part.tp for part in rest),
-            )
-            cut, found = best_cut(pairs, base, **metric)
+            rest = _without(now, pairs, cuts[g])
+            cut, found = best_cut(pairs, rest, **metric)
             if found > score + 1e-12:
                 cuts[g], score = cut, found
-                parts[g] = add_selected(none, pairs, cut)
+                now = add_selected(rest, pairs, cut)
         if score <= before + 1e-9:
             break
     return score, cuts
 
 
-# ----------------------------------------------------------------------------------- the rules
+def _without(counts: Counts, pairs: Pairs, cut: float) -> Counts:
+    """Take a group's selected pairs out of the counts again."""
+    none = Counts(counts.n_true, np.zeros_like(counts.n_pred), np.zeros_like(counts.tp))
+    mine = add_selected(none, pairs, cut)
+    return Counts(counts.n_true, counts.n_pred - mine.n_pred, counts.tp - mine.tp)
+
+
+# --------------------------------------------------------------------------- fitting the rules
 
 
 def fit_global(problem: Problem) -> Params:
     """Fit one threshold for all classes."""
-    keys = bounded_keys(as_rows(problem.probs), problem_keys("global", problem), problem.bounds)
-    return {"threshold": fit_cut(problem, keys)}
+    return {"threshold": one_cut(problem, as_rows(problem.probs).values)[0]}
 
 
 def fit_group(problem: Problem) -> Params:
     """Fit a threshold for each class group."""
-    keys = bounded_keys(as_rows(problem.probs), problem_keys("group", problem), problem.bounds)
-    return {"threshold": fit_group_cuts(problem, keys)}
+    cuts = group_cuts(problem, as_rows(problem.probs).values)
+    return {"threshold": cuts[problem.task.class_group]}
 
 
 def fit_max_ratio(problem: Problem) -> Params:
     """Fit one threshold on the probability over the image's largest."""
-    keys = bounded_keys(as_rows(problem.probs), problem_keys("max_ratio", problem), problem.bounds)
-    return {"threshold": fit_cut(problem, keys)}
+    return {"threshold": one_cut(problem, ratio_keys(as_rows(problem.probs)))[0]}
 
 
-def problem_keys(strategy: str, problem: Problem) -> NDArray[np.float32]:
-    """Keys of the problem's pairs under a strategy."""
+def fit_max_affine(problem: Problem) -> Params:
+    """Fit p >= offset + slope max(p), p above slope max(p): exact sweeps in turn, two starts."""
+    plain, ratio = fit_global(problem)["threshold"], fit_max_ratio(problem)["threshold"]
+    starts = [{"offset": plain, "slope": 0.0}, {"offset": 0.0, "slope": ratio}]
+    found = [_affine_descent(problem, start) for start in starts]
+    return max(found, key=lambda pair: pair[0])[1]
+
+
+def _affine_descent(problem: Problem, params: Params) -> tuple[float, Params]:
     rows = as_rows(problem.probs)
-    return ratio_keys(rows) if strategy == "max_ratio" else plain_keys(rows)
+    score, turn = -1.0, "slope" if params["slope"] == 0.0 else "offset"
+    for _ in range(6):
+        fixed = "offset" if turn == "slope" else "slope"
+        cut, found = one_cut(problem, affine_keys(rows, **{fixed: params[fixed]}))
+        if found <= score + 1e-5:
+            break
+        score = found
+        params = {**params, turn: cut}
+        turn = fixed
+    return score, params
 
 
-RULES = {"global": fit_global, "max_ratio": fit_max_ratio, "group": fit_group}
+def fit_top_k(problem: Problem) -> Params:
+    """Fit how many of the most probable classes of each group to take."""
+    keys = rank_keys(as_rows(problem.probs), problem.task.class_group)
+    cuts = group_cuts(problem, keys)
+    return {"k": np.floor(1.0 / cuts + 1e-3).astype(np.int64)}
 
 
-def apply_rule(
-    strategy: str, params: Params, probs: Matrix, class_group: NDArray[np.int32], bounds: Bounds
-) -> NDArray[np.int8]:
-    """0/1 for every entry of the probabilities."""
+def fit_class(problem: Problem) -> Params:
+    """Fit a threshold for each class, shrunk where positives are few."""
+    if problem.task.average == "macro":
+        return {"threshold": _shrunk_class_cuts(problem)}
+    return {"threshold": _shifted_class_cuts(problem)}
+
+
+def _shrunk_class_cuts(problem: Problem) -> Floats:
+    """Each class's own best threshold, pulled to the global one in log-odds.
+
+    A class with n positives keeps n / (n + shrinkage) of the difference.
+    """
+    keys = as_rows(problem.probs).values
+    codes = np.arange(len(problem.task.class_group), dtype=np.int32)
+    pairs, start = search(problem, keys, codes, own_cut=True)
+    own = class_cuts(pairs, start, **problem.task.metric)
+    common = min(one_cut(problem, keys)[0], 1.0)
+    n = start.n_true
+    weight = n / np.maximum(n + problem.task.shrinkage, 1e-9)
+    own = np.where(np.isnan(own), common, np.minimum(own, 1.0))
+    return expit(weight * log_odds(own) + (1 - weight) * log_odds(np.array(common)))
+
+
+def _shifted_class_cuts(problem: Problem) -> Floats:
+    """Fit a shift of each class's log-odds (MAP), then one exact threshold for all."""
+    task = problem.task
+    calibrator = ProbabilityCalibrator("platt", "class", shrinkage=task.shrinkage)
+    calibrator.fit(problem.probs, problem.labels)
+    shifted = as_rows(calibrator.transform(problem.probs)).values
+    slope, shift = calibrator.map_["curve"][0]
+    cut = one_cut(problem, shifted)[0]
+    if slope < 1e-6 or cut >= 1:
+        return np.full(len(task.class_group), one_cut(problem, as_rows(problem.probs).values)[0])
+    return expit((log_odds(np.array(cut)) - shift - calibrator.map_["offset"]) / slope)
+
+
+def fit_expected(problem: Problem) -> Params:
+    """Calibrate; for macro and micro, thresholds from expected counts."""
+    task = problem.task
+    calibrator = ProbabilityCalibrator(
+        class_groups=task.class_group, shrinkage=task.shrinkage, random_state=task.random_state
+    )
+    calibrator.fit(problem.probs, problem.labels, groups=problem.split_group)
+    params: Params = {"calibrator": calibrator.to_state()}
+    if task.average != "samples":
+        probs = calibrator.transform(problem.probs)
+        params["threshold"] = _expected_cuts(probs, task)
+    return params
+
+
+def _expected_cuts(probs: Matrix, task: Task) -> Floats:
+    """Thresholds that maximise the F-beta of expected counts, for all classes or each.
+
+    Dinkelbach's iteration: the best threshold is F / (1 + beta^2) with F the value it reaches
+    (Ye et al., 2012; Lipton, Elkan and Naryanaswamy, 2014); it rises to the fixed point in a few
+    steps.
+    """
     rows = as_rows(probs)
-    keys = ratio_keys(rows) if strategy == "max_ratio" else plain_keys(rows)
-    keys = bounded_keys(rows, keys, bounds)
-    threshold = np.asarray(params["threshold"], dtype=np.float32)
-    if strategy == "group":
-        threshold = threshold[class_group][entry_columns(rows)]
-    return (keys >= threshold).astype(np.int8)
+    columns = entry_columns(rows)
+    if task.average == "micro":
+        columns = np.zeros_like(columns)
+    n_units = rows.n_columns if task.average == "macro" else 1
+    mean = np.bincount(columns, rows.values, n_units)
+    cut = np.zeros(n_units)
+    for _ in range(100):
+        chosen = rows.values >= cut[columns]
+        tp = np.bincount(columns[chosen], rows.values[chosen], n_units)
+        below = task.beta**2 * mean + np.bincount(columns[chosen], minlength=n_units)
+        new = np.divide(tp, below, out=np.full(n_units, NOTHING), where=below > 0)
+        if np.allclose(new, cut, rtol=1e-12, atol=0):
+            break
+        cut = new
+    return np.broadcast_to(cut, rows.n_columns).copy()
 
 
-def rule_counts(strategy: str, params: Params, problem: Problem) -> Counts:
-    """Count each unit's labels when the rule is applied to the problem's own images."""
-    chosen = apply_rule(strategy, params, problem.probs, problem.class_group, problem.bounds)
-    rows = as_rows(problem.probs)
-    images = np.repeat(np.arange(rows.n_rows, dtype=np.int32), np.diff(rows.indptr))
-    units, n_true = _units(problem, images, entry_columns(rows))
-    none = Counts(n_true, np.zeros_like(n_true), np.zeros_like(n_true))
-    pairs = Pairs(chosen.astype(np.float32), units, entry_hits(problem))
-    return add_selected(none, pairs, 1.0)
+def fit_argmax(problem: Problem) -> Params:
+    """Nothing to fit: the most probable class."""
+    return {}
+
+
+RULES: dict[str, Callable[[Problem], Params]] = {
+    "global": fit_global,
+    "group": fit_group,
+    "class": fit_class,
+    "max_ratio": fit_max_ratio,
+    "max_affine": fit_max_affine,
+    "top_k": fit_top_k,
+    "expected": fit_expected,
+    "argmax": fit_argmax,
+}
+
+
+# -------------------------------------------------------------------------- applying the rules
+
+
+def apply_rule(strategy: str, params: Params, probs: Matrix, task: Task) -> NDArray[np.int8]:
+    """0/1 for every entry of the probabilities."""
+    if strategy == "expected":
+        probs = ProbabilityCalibrator.from_state(params["calibrator"]).transform(probs)
+        if "threshold" not in params:
+            return _expected_sets(probs, task)
+    rows = as_rows(probs)
+    keys, threshold = _keys_and_threshold(strategy, params, probs, task)
+    threshold = np.asarray(threshold, dtype=np.float32)
+    if threshold.ndim:
+        threshold = threshold[entry_columns(rows)]
+    keys = bounded_keys(rows, keys, task.bounds)
+    return ((keys > 0) & (keys >= threshold)).astype(np.int8)
+
+
+def _keys_and_threshold(strategy: str, params: Params, probs: Matrix, task: Task) -> Any:
+    rows = as_rows(probs)
+    if strategy == "max_ratio":
+        return ratio_keys(rows), params["threshold"]
+    if strategy == "max_affine":
+        return affine_keys(rows, slope=params["slope"]), params["offset"]
+    if strategy == "top_k":
+        cuts = 1.0 / (np.asarray(params["k"]) + 0.5)
+        return rank_keys(rows, task.class_group), cuts[task.class_group]
+    if strategy == "argmax":
+        return rank_keys(rows, np.zeros_like(task.class_group)), 1.0
+    return rows.values, params["threshold"]
+
+
+def _expected_sets(probs: Matrix, task: Task) -> NDArray[np.int8]:
+    bounds = task.bounds
+    limits: dict[str, Any] = {"max_labels": len(bounds.codes)}
+    if bounds.binding:
+        limits |= {"class_group": bounds.codes, "group_min": bounds.low, "group_max": bounds.high}
+    return best_sets(as_rows(probs), task.beta, task.empty_score, **limits)[0]

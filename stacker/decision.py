@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from stacker._inputs import (
@@ -13,11 +13,15 @@ from stacker._inputs import (
     check_beta,
     check_empty_score,
     check_labels,
+    check_pairs,
     check_probs,
-    check_same_shape,
+    group_names_and_codes,
 )
-from stacker._rules import RULES, Bounds, Problem, apply_rule
+from stacker._keys import Bounds, fill_required
+from stacker._rules import RULES, Problem, Task, apply_rule
 from stacker._selection import choose_strategy
+from stacker._splits import group_codes
+from stacker._state import flatten, unflatten
 from stacker.fbeta import AVERAGES, as_sets, fbeta_score
 
 __all__ = ["FBetaDecision"]
@@ -25,7 +29,7 @@ __all__ = ["FBetaDecision"]
 STATE_VERSION = 1
 
 
-class FBetaDecision(BaseEstimator):
+class FBetaDecision(ClassifierMixin, BaseEstimator):
     """Turn class probabilities into label sets that maximise F-beta.
 
     Parameters
@@ -34,8 +38,10 @@ class FBetaDecision(BaseEstimator):
         Weight of recall against precision, above 0.
     average : {"samples", "macro", "micro"}
         The mean that is maximised: over images, over classes, or over all pairs.
-    strategy : {"auto", "global", "group", "max_ratio"}
-        The rule, see the notes; ``"auto"`` chooses by cross-validation.
+    strategy : str
+        The rule: ``"global"``, ``"group"``, ``"class"``, ``"max_ratio"``, ``"max_affine"``,
+        ``"top_k"``, ``"expected"`` or ``"argmax"``, see the notes; ``"auto"`` chooses one by
+        cross-validation.
     class_groups : array-like of shape (n_classes,) or None
         Group name of each class; one group when None.
     min_labels, max_labels : int, {group: int} or None
@@ -46,14 +52,21 @@ class FBetaDecision(BaseEstimator):
         Folds for ``"auto"``: a number, a scikit-learn splitter, or the fold of each image.
     random_state : int or None
         Seed of the folds.
+    shrinkage : float
+        Strength of the shrinkage of class-wise parameters, in positives: a class with n of them
+        keeps n / (n + shrinkage) of its own. 0 gives raw thresholds per class.
 
     Attributes
     ----------
     strategy_ : str
         The rule in use.
     thresholds_ : float64 array of shape (n_classes,)
-        Threshold of each class on the rule's score (the probability, or for ``"max_ratio"`` the
-        probability over the image's largest); 2 where nothing is selected.
+        Threshold of each class on the rule's score, at least 2 where nothing is selected: the
+        probability; for ``"max_ratio"`` the probability over the image's largest; for
+        ``"expected"`` with macro and micro averages the calibrated probability. NaN for rules
+        without a threshold.
+    rule_ : dict
+        Parameters of the rule.
     cv_results_ : dict of arrays
         One entry per strategy compared, ready for a DataFrame; empty without ``"auto"``.
     n_features_in_ : int
@@ -61,7 +74,25 @@ class FBetaDecision(BaseEstimator):
 
     Notes
     -----
-    A class whose probability is exactly 0 is predicted only where `min_labels` forces it.
+    Label sets by strategy, with p the probabilities of an image:
+
+    - ``global``: p >= t; ``group``: a t per class group; ``class``: a t per class. Thresholds come
+      from exact sweeps over every cut-off of the average asked for. Class thresholds are shrunk:
+      for ``"macro"`` each class's best one is pulled to the global one, else each class's
+      log-odds get a MAP shift before one threshold is searched.
+    - ``max_ratio``: p >= r max(p); ``max_affine``: p >= a + b max(p).
+    - ``top_k``: the k most probable of each class group.
+    - ``expected``: calibrate (`stacker.calibration`), then for ``"samples"`` the set of highest
+      expected F-beta, exactly (`stacker.fbeta.expected_fbeta_sets`), for ``"macro"`` and
+      ``"micro"`` the threshold F* / (1 + beta^2) from expected counts.
+    - ``argmax``: the most probable class; see `assign_one_to_one` for one label per image and
+      class.
+    - ``auto``: each rule but argmax is cross-validated over split groups, and the simplest within
+      one standard error of the best is taken, in the order global, max_ratio, top_k, group,
+      max_affine, class, expected.
+
+    `min_labels` and `max_labels` hold under every rule. A class whose probability is exactly 0 is
+    predicted only where `min_labels` forces it.
 
     Examples
     --------
@@ -84,6 +115,7 @@ class FBetaDecision(BaseEstimator):
         empty_score: float = 1.0,
         cv: Any = 5,
         random_state: int | None = None,
+        shrinkage: float = 20.0,
     ) -> None:
         self.beta = beta
         self.average = average
@@ -94,6 +126,7 @@ class FBetaDecision(BaseEstimator):
         self.empty_score = empty_score
         self.cv = cv
         self.random_state = random_state
+        self.shrinkage = shrinkage
 
     def fit(
         self, proba: ArrayLike, Y: ArrayLike, groups: ArrayLike | None = None
@@ -114,18 +147,19 @@ class FBetaDecision(BaseEstimator):
         FBetaDecision
             Itself.
         """
-        probs, labels = check_probs(proba), check_labels(Y)
-        check_same_shape(probs, labels, ("proba", "Y"))
-        if probs.shape[0] == 0:
-            raise ValueError("FBetaDecision.fit needs at least one image. Got 0 rows.")
-        problem = self._problem(probs, labels)
+        probs, labels = check_pairs(proba, Y, owner=type(self).__name__)
+        self._check_parameters()
+        task = self._make_task(probs.shape[1])
+        split_group = group_codes(groups, probs.shape[0])
+        problem = Problem(task, fill_required(probs, task.bounds), labels, split_group)
         self.cv_results_: dict[str, Any] = {}
         self.strategy_ = self.strategy
         if self.strategy == "auto":
-            self.strategy_, self.cv_results_ = choose_strategy(problem, groups, self.cv)
+            self.strategy_, self.cv_results_ = choose_strategy(problem, self.cv)
         self.rule_ = RULES[self.strategy_](problem)
-        self.bounds_, self.class_group_ = problem.bounds, problem.class_group
+        self.task_ = task
         self.n_features_in_ = probs.shape[1]
+        self.classes_ = np.arange(probs.shape[1])
         return self
 
     def predict(self, proba: ArrayLike) -> NDArray[np.int8] | sp.csr_array:
@@ -133,37 +167,39 @@ class FBetaDecision(BaseEstimator):
         check_is_fitted(self, "rule_")
         probs = check_probs(proba)
         self._check_width(probs)
-        chosen = apply_rule(self.strategy_, self.rule_, probs, self.class_group_, self.bounds_)
-        return as_sets(chosen, probs)
+        probs = fill_required(probs, self.task_.bounds)
+        return as_sets(apply_rule(self.strategy_, self.rule_, probs, self.task_), probs)
 
     def score(self, proba: ArrayLike, Y: ArrayLike) -> float:
         """F-beta of the predicted sets, with this estimator's beta, average and empty_score."""
-        return fbeta_score(Y, self.predict(proba), self.beta, self.average, self.empty_score)
+        sets = self.predict(proba)
+        labels = check_labels(Y, n_classes=sets.shape[1])
+        return fbeta_score(labels, sets, self.beta, self.average, self.empty_score)
 
     @property
     def thresholds_(self) -> NDArray[np.float64]:
         """Threshold of each class."""
         check_is_fitted(self, "rule_")
-        threshold = np.asarray(self.rule_["threshold"], dtype=np.float64)
-        if self.strategy_ == "group":
-            return threshold[self.class_group_]
+        threshold = np.asarray(self.rule_.get("threshold", np.nan), dtype=np.float64)
         return np.broadcast_to(threshold, (self.n_features_in_,)).copy()
 
     def to_state(self) -> dict[str, Any]:
-        """Everything that `predict` needs, as JSON values and numpy arrays."""
+        """Everything that `predict` needs: a flat dict of JSON values and numpy arrays."""
         check_is_fitted(self, "rule_")
-        return {
-            "version": STATE_VERSION,
-            "strategy": self.strategy_,
-            "beta": float(self.beta),
-            "average": self.average,
-            "empty_score": float(self.empty_score),
-            "rule": self.rule_,
-            "class_group": self.class_group_,
-            "bound_codes": self.bounds_.codes,
-            "bound_low": self.bounds_.low,
-            "bound_high": self.bounds_.high,
-        }
+        task = self.task_
+        return flatten(
+            {
+                "version": STATE_VERSION,
+                "strategy": self.strategy_,
+                "rule": self.rule_,
+                "beta": task.beta,
+                "average": task.average,
+                "empty_score": task.empty_score,
+                "shrinkage": task.shrinkage,
+                "class_group": task.class_group,
+                "bounds": task.bounds._asdict(),
+            }
+        )
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "FBetaDecision":
@@ -173,39 +209,47 @@ class FBetaDecision(BaseEstimator):
                 f"FBetaDecision state must have version {STATE_VERSION}. "
                 f"Got {state.get('version')!r}; save the model again with this release."
             )
-        decision = cls(
-            beta=state["beta"],
-            average=state["average"],
-            strategy=state["strategy"],
-            empty_score=state["empty_score"],
-        )
-        decision.strategy_, decision.rule_ = state["strategy"], dict(state["rule"])
-        decision.class_group_ = np.asarray(state["class_group"], np.int32)
-        low, high = (np.asarray(state[k], np.int64) for k in ("bound_low", "bound_high"))
-        decision.bounds_ = Bounds(np.asarray(state["bound_codes"], np.int32), low, high)
-        decision.n_features_in_ = len(decision.class_group_)
+        nested = unflatten(state)
+        names = ("beta", "average", "empty_score", "shrinkage")
+        parameters = {name: nested[name] for name in names}
+        decision = cls(strategy=nested["strategy"], **parameters)
+        bounds = Bounds(*(np.asarray(nested["bounds"][k]) for k in Bounds._fields))
+        class_group = np.asarray(nested["class_group"], np.int32)
+        decision.task_ = Task(class_group=class_group, bounds=bounds, **parameters)
+        # A rule without parameters leaves no key behind.
+        decision.strategy_, decision.rule_ = nested["strategy"], nested.get("rule", {})
+        decision.n_features_in_ = len(class_group)
         decision.cv_results_ = {}
         return decision
 
-    def _problem(self, probs: Matrix, labels: sp.csr_array) -> Problem:
-        if self.strategy != "auto" and self.strategy not in RULES:
-            known = ("auto", *RULES)
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.input_tags.positive_only = True
+        tags.target_tags.required = True
+        tags.target_tags.two_d_labels = True
+        tags.target_tags.multi_output = True
+        return tags
+
+    def _check_parameters(self) -> None:
+        for name, known in (("strategy", ("auto", *RULES)), ("average", AVERAGES)):
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(f"The {name!r} parameter must be one of {known}. Got {value!r}.")
+        if not self.shrinkage >= 0:
             raise ValueError(
-                f"The 'strategy' parameter must be one of {known}. Got {self.strategy!r}."
+                f"The 'shrinkage' parameter must be at least 0. Got {self.shrinkage!r}."
             )
-        if self.average not in AVERAGES:
-            raise ValueError(
-                f"The 'average' parameter must be one of {AVERAGES}. Got {self.average!r}."
-            )
-        names, codes = _group_codes(self.class_groups, probs.shape[1])
-        return Problem(
-            probs=probs,
-            labels=labels,
+
+    def _make_task(self, n_classes: int) -> Task:
+        names, codes = group_names_and_codes(self.class_groups, n_classes)
+        return Task(
             class_group=codes,
             bounds=_make_bounds(names, codes, self.min_labels, self.max_labels),
             beta=check_beta(self.beta),
             average=self.average,
             empty_score=check_empty_score(self.empty_score),
+            shrinkage=float(self.shrinkage),
             random_state=self.random_state,
         )
 
@@ -215,21 +259,6 @@ class FBetaDecision(BaseEstimator):
                 f"X has {probs.shape[1]} features, but FBetaDecision is expecting "
                 f"{self.n_features_in_} features as input (one per class)."
             )
-
-
-def _group_codes(
-    class_groups: ArrayLike | None, n_classes: int
-) -> tuple[list[str], NDArray[np.int32]]:
-    if class_groups is None:
-        return [""], np.zeros(n_classes, np.int32)
-    groups = np.asarray(class_groups)
-    if groups.shape != (n_classes,):
-        raise ValueError(
-            f"class_groups must name a group for each class: shape ({n_classes},), "
-            f"however: class_groups.shape={groups.shape}."
-        )
-    names, codes = np.unique(groups.astype(str), return_inverse=True)
-    return names.tolist(), codes.astype(np.int32)
 
 
 def _make_bounds(

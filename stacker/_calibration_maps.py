@@ -1,0 +1,245 @@
+"""Calibration maps fitted on binned log-odds.
+
+Pairs are counted once into bins of their log-odds, by fold and class; every fit and every
+cross-validated log loss is then computed on these counts, so its cost does not depend on the
+number of images. Bins are 1/8 wide and stand for their mean log-odds.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+from numba import njit
+from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
+from scipy.special import expit, log_expit
+
+from stacker._inputs import Matrix, as_rows
+
+__all__ = [
+    "N_BINS",
+    "BinCounts",
+    "bin_pairs",
+    "fit_curve",
+    "fit_isotonic",
+    "fit_offsets",
+    "fit_venn_abers",
+    "log_loss_sum",
+    "log_odds",
+    "parametric_features",
+]
+
+N_BINS = 256
+# Log-odds beyond this are cut: p = 1 (float16 rounds 0.9998 to it) must stay finite.
+LIMIT = 16.0
+Floats = NDArray[np.float64]
+
+
+class BinCounts(NamedTuple):
+    """Pairs and positives by fold, class and bin of log-odds; zeros are not counted."""
+
+    total: Floats  # (n_folds, n_classes, N_BINS)
+    positive: Floats  # the same shape
+    centre: Floats  # (N_BINS,) mean log-odds
+
+
+def log_odds(p: NDArray[Any]) -> Floats:
+    """Log-odds in float64, cut to [-16, 16]."""
+    p = np.asarray(p, dtype=np.float64)
+    with np.errstate(divide="ignore"):
+        odds: Floats = np.clip(np.log(p) - np.log1p(-p), -LIMIT, LIMIT)
+    return odds
+
+
+def bin_pairs(
+    probs: Matrix, labels: sp.csr_array, fold: NDArray[np.integer[Any]], n_folds: int
+) -> BinCounts:
+    """Count the pairs of a probability matrix."""
+    shape = (n_folds, probs.shape[1], N_BINS)
+    total, positive = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    sums = np.zeros(N_BINS)
+    rows = as_rows(probs)
+    truth = (labels.indices, labels.indptr)
+    _count(
+        rows.values, rows.indices, rows.indptr, *truth, fold.astype(np.int64), total, positive, sums
+    )
+    pooled = total.sum(axis=(0, 1), dtype=np.float64)
+    middle = (np.arange(N_BINS) + 0.5) * (2 * LIMIT / N_BINS) - LIMIT
+    centre = np.divide(sums, pooled, out=middle, where=pooled > 0)
+    return BinCounts(total.astype(np.float64), positive.astype(np.float64), centre)
+
+
+@njit(cache=True)
+def _count(  # type: ignore[no-untyped-def]
+    values, indices, indptr, label_indices, label_indptr, fold, total, positive, sums
+):
+    marked = np.zeros(total.shape[1], np.bool_)
+    scale = N_BINS / (2 * LIMIT)
+    for i in range(len(indptr) - 1):
+        for e in range(label_indptr[i], label_indptr[i + 1]):
+            marked[label_indices[e]] = True
+        for e in range(indptr[i], indptr[i + 1]):
+            p = float(values[e])
+            if p <= 0.0:
+                continue
+            odds = min(max(np.log(p / (1.0 - p)), -LIMIT), LIMIT) if p < 1.0 else LIMIT
+            b = min(int((odds + LIMIT) * scale), N_BINS - 1)
+            c = indices[e] if len(indices) else e - indptr[i]
+            total[fold[i], c, b] += 1
+            positive[fold[i], c, b] += marked[c]
+            sums[b] += odds
+        for e in range(label_indptr[i], label_indptr[i + 1]):
+            marked[label_indices[e]] = False
+
+
+def parametric_features(odds: Floats, method: str) -> Floats:
+    """Columns whose weighted sum is the calibrated log-odds.
+
+    temperature: l;  platt: l, 1;  beta: ln p, -ln(1 - p), 1, where l = ln p - ln(1 - p).
+    """
+    if method == "temperature":
+        return odds[..., None]
+    one = np.ones_like(odds)
+    if method == "platt":
+        return np.stack([odds, one], axis=-1)
+    return np.stack([log_expit(odds), -log_expit(-odds), one], axis=-1)
+
+
+def fit_curve(
+    method: str,
+    centre: Floats,
+    total: Floats,
+    positive: Floats,
+    *,
+    prior: Floats | None = None,
+    strength: float = 1e-3,
+) -> Floats:
+    """Coefficients of a parametric map by penalised maximum likelihood (Newton).
+
+    Parameters
+    ----------
+    method : {"temperature", "platt", "beta"}
+        Family; Platt (1999), Kull, Silva Filho and Flach (2017).
+    centre, total, positive : float64 arrays of shape (n_bins,)
+        Log-odds, pairs and positives of each bin.
+    prior : float64 array or None
+        Coefficients to shrink to; the identity when None.
+    strength : float
+        Precision of that prior, in positives.
+
+    Returns
+    -------
+    float64 array of shape (1,), (2,) or (3,)
+        Slopes are never negative: a negative one is set to 0 and the rest fitted again.
+    """
+    features = parametric_features(centre, method)
+    identity = np.array({"temperature": [1], "platt": [1, 0], "beta": [1, 1, 0]}[method], float)
+    prior = identity if prior is None else prior
+    n_slopes = max(1, len(prior) - 1)
+    free = np.ones(len(prior), bool)
+    while True:
+        theta = _newton(features, total, positive, prior, strength, free)
+        negative = (theta[:n_slopes] < 0) & free[:n_slopes]
+        if not negative.any():
+            return theta
+        free[:n_slopes] &= ~negative
+
+
+def _newton(
+    features: Floats,
+    total: Floats,
+    positive: Floats,
+    prior: Floats,
+    strength: float,
+    free: NDArray[np.bool_],
+) -> Floats:
+    theta = np.where(free, prior, 0.0)
+    x = features[:, free]
+    loss = np.inf
+    step = np.zeros(x.shape[1])
+    for _ in range(100):
+        eta = features @ theta
+        now = log_loss_sum(eta, total, positive) + strength / 2 * ((theta - prior) ** 2).sum()
+        if now > loss + 1e-12 * abs(loss):  # a step too long: halve it
+            step = step / 2
+            theta[free] += step
+            continue
+        if loss - now < 1e-10 * abs(now):
+            break
+        loss, p = now, expit(eta)
+        slope = x.T @ (total * p - positive) + strength * (theta - prior)[free]
+        curve = (x * (total * p * (1 - p))[:, None]).T @ x
+        step = np.linalg.solve(curve + (strength + 1e-9) * np.eye(x.shape[1]), slope)
+        theta[free] -= step
+    return theta
+
+
+def fit_offsets(eta: Floats, total: Floats, positive: Floats, strength: float) -> Floats:
+    """Shift of the log-odds of each class, shrunk to 0 as if by `strength` positives.
+
+    Parameters
+    ----------
+    eta : float64 array of shape (n_bins,) or (n_classes, n_bins)
+        Calibrated log-odds before the shift.
+    total, positive : float64 arrays of shape (n_classes, n_bins)
+        Pairs and positives.
+    strength : float
+        Precision of the normal prior around 0.
+    """
+    offset = np.zeros(len(total))
+    for _ in range(50):
+        p = expit(eta + offset[:, None])
+        slope = (total * p - positive).sum(axis=1) + strength * offset
+        curve = (total * p * (1 - p)).sum(axis=1) + strength
+        step = np.clip(slope / curve, -1.0, 1.0)
+        offset -= step
+        if np.abs(step).max(initial=0) < 1e-6:
+            break
+    return offset
+
+
+def fit_isotonic(centre: Floats, total: Floats, positive: Floats) -> tuple[Floats, Floats]:
+    """Knots (log-odds, probability) of a rising step map; half a pair keeps it off 0 and 1."""
+    filled = total > 0
+    if not filled.any():
+        return centre[:1], expit(centre[:1])
+    rate = positive[filled] / total[filled]
+    level = np.asarray(isotonic_regression(rate, weights=total[filled]).x)
+    return centre[filled], _off_the_ends(level, total[filled], positive[filled])
+
+
+def _off_the_ends(level: Floats, total: Floats, positive: Floats) -> Floats:
+    """Blocks of only negatives or only positives get half a pair of the other kind."""
+    for value, kind in ((0.0, positive), (1.0, total - positive)):
+        block = level == value
+        if block.any() and kind[block].sum() == 0:
+            half = 0.5 / (total[block].sum() + 1.0)
+            level = np.where(block, abs(value - half), level)
+    return np.maximum.accumulate(level)
+
+
+def fit_venn_abers(centre: Floats, total: Floats, positive: Floats) -> tuple[Floats, Floats]:
+    """Knots of the inductive Venn-Abers predictor, Vovk, Petej and Fedorova (2015).
+
+    For each bin the isotonic map is fitted twice, with one more pair there that is negative and
+    positive; with the fits p0 and p1 the probability is p1 / (1 - p0 + p1).
+    """
+    filled = np.flatnonzero(total > 0)
+    if not len(filled):
+        return centre[:1], expit(centre[:1])
+    n, y = total[filled], positive[filled]
+    level = np.empty(len(filled))
+    for k in range(len(filled)):
+        more = n.copy()
+        more[k] += 1
+        up = y.copy()
+        up[k] += 1
+        p0 = isotonic_regression(y / more, weights=more).x[k]
+        p1 = isotonic_regression(up / more, weights=more).x[k]
+        level[k] = p1 / (1 - p0 + p1)
+    return centre[filled], np.maximum.accumulate(level)
+
+
+def log_loss_sum(eta: Floats, total: Floats, positive: Floats) -> float:
+    """Sum the log loss of pairs whose log-odds are eta."""
+    return float(-(positive * log_expit(eta) + (total - positive) * log_expit(-eta)).sum())

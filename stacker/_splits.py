@@ -1,0 +1,85 @@
+"""Folds of images that keep groups of images (one artist, one series) together."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from stacker._inputs import Matrix
+
+__all__ = ["fold_of_images", "group_codes", "make_splits"]
+
+Split = tuple[NDArray[np.intp], NDArray[np.intp]]
+
+
+def group_codes(groups: ArrayLike | None, n_images: int) -> NDArray[np.intp]:
+    """Integer group of each image; each its own group when None."""
+    if groups is None:
+        return np.arange(n_images)
+    values = np.asarray(groups)
+    if values.shape != (n_images,):
+        raise ValueError(
+            f"groups must have one entry per image: shape ({n_images},), however: "
+            f"groups.shape={values.shape}."
+        )
+    codes: NDArray[np.intp] = np.unique(values, return_inverse=True)[1]
+    return codes
+
+
+def make_splits(
+    cv: Any, probs: Matrix, labels: Any, codes: NDArray[np.intp], random_state: int | None
+) -> list[Split]:
+    """Train and test positions of each fold; a group of images never parts.
+
+    Parameters
+    ----------
+    cv : int, splitter or array-like of shape (n_images,)
+        Number of folds, a scikit-learn splitter, or the fold of each image (-1: never held out).
+    probs : array or csr_array of shape (n_images, n_classes)
+        Only its length is used.
+    labels : csr_array of shape (n_images, n_classes)
+        Handed to a splitter.
+    codes : int array of shape (n_images,)
+        Group of each image.
+    random_state : int or None
+        Seed of the folds when `cv` is a number.
+    """
+    if hasattr(cv, "split"):
+        # Splitters stratify by a vector at most: they get the number of labels.
+        n_labels = np.diff(labels.indptr)
+        return list(cv.split(np.zeros((probs.shape[0], 1)), n_labels, codes))
+    fold = np.asarray(cv) if np.ndim(cv) == 1 else _random_folds(codes, cv, random_state)
+    if fold.shape != (probs.shape[0],):
+        raise ValueError(
+            f"cv must name the fold of each image: shape ({probs.shape[0]},), however: "
+            f"cv.shape={fold.shape}."
+        )
+    folds = np.unique(fold[fold >= 0])
+    return [(np.flatnonzero(fold != f), np.flatnonzero(fold == f)) for f in folds]
+
+
+def fold_of_images(
+    cv: Any, probs: Matrix, labels: Any, codes: NDArray[np.intp], random_state: int | None
+) -> NDArray[np.intp]:
+    """Fold in which each image is held out, counted from 0."""
+    fold = np.zeros(probs.shape[0], np.intp)
+    for f, (_, test) in enumerate(make_splits(cv, probs, labels, codes, random_state)):
+        fold[test] = f
+    return fold
+
+
+def _random_folds(
+    codes: NDArray[np.intp], n_folds: int, random_state: int | None
+) -> NDArray[np.intp]:
+    """Whole groups to folds of like size, the largest groups first."""
+    if int(n_folds) != n_folds or n_folds < 2:
+        raise ValueError(f"The 'cv' parameter must be an int of at least 2. Got {n_folds!r}.")
+    sizes = np.bincount(codes)
+    order = np.random.default_rng(random_state).permutation(len(sizes))
+    order = order[np.argsort(-sizes[order], kind="stable")]
+    fold_of_group = np.empty(len(sizes), np.intp)
+    load = np.zeros(min(int(n_folds), len(sizes)))
+    for g in order:
+        fold_of_group[g] = load.argmin()
+        load[fold_of_group[g]] += sizes[g]
+    return fold_of_group[codes]
