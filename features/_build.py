@@ -58,7 +58,10 @@ class Request:
 
 @dataclass(frozen=True)
 class BlockCost:
-    """What a block costs: columns, seconds of fitting and of filling all rows, bytes of these."""
+    """What a block costs: columns, seconds of fitting and of filling all rows, bytes of these.
+
+    "other" is the work that no block can be blamed for.
+    """
 
     name: str
     n_columns: int
@@ -77,6 +80,8 @@ class Summary:
     recall : {class group or "all": share of the true labels that have a row}
     measured_images : int
         Images that the seconds of filling were measured on; `costs` scales them to all.
+    fit_seconds, fill_seconds : float
+        Of everything that was fitted, and of every row that was built.
     written : Written or None
         None when nothing was to be written.
     """
@@ -90,6 +95,8 @@ class Summary:
     recall: dict[str, float]
     costs: list[BlockCost] = field(default_factory=list)
     measured_images: int = 0
+    fit_seconds: float = 0.0
+    fill_seconds: float = 0.0
     written: Written | None = None
     seconds: float = 0.0
 
@@ -99,7 +106,7 @@ class Summary:
         lines = [
             f"images   {self.n_images:,}: {self.n_labelled:,} labelled, {unlabelled:,} unlabelled",
             f"rows     {self.n_rows:,}, {sum(self.candidates.values()):,} an image",
-            f"columns  {self.n_columns:,} features of {len(self.costs)} blocks",
+            f"columns  {self.n_columns:,} features of {len(self.costs) - 1} blocks",
             f"recall   {self.recall['all']:.4f} of the true labels have a row",
         ]
         if self.written is not None:
@@ -122,7 +129,10 @@ class Summary:
         return [*lines, "", self._how_measured()]
 
     def _how_measured(self) -> str:
-        bytes_are = "bytes: float32 in memory, of all rows"
+        bytes_are = (
+            "bytes: float32 in memory, all rows; "
+            "other: candidates, spaces that images are compared in, writing"
+        )
         if self.measured_images == 0:
             return f"rows s: not measured, every part was there already; {bytes_are}"
         measured = f"measured on {self.measured_images:,} of {self.n_images:,} images"
@@ -152,8 +162,10 @@ def build(request: Request, report: Reporter | None = None) -> Summary:
     settings = _settings(request, rows)
     if request.out is not None:
         check_output(request.out, settings, force=request.force)
+    fit_start = time.monotonic()
     _fit(rows, report)
     summary = _summary(request, rows)
+    fill_start = time.monotonic()
     if request.out is None:
         summary.measured_images = _measure(rows, report)
     else:
@@ -167,6 +179,10 @@ def build(request: Request, report: Reporter | None = None) -> Summary:
                 advance=advance,
             )
         summary.measured_images = summary.written.n_built
+    summary.fit_seconds, summary.fill_seconds = (
+        fill_start - fit_start,
+        time.monotonic() - fill_start,
+    )
     summary.costs = _costs(summary, rows.features)
     summary.seconds = time.monotonic() - start
     return summary
@@ -261,7 +277,7 @@ def _measure(rows: PairRows, report: Reporter) -> int:
 
 def _costs(summary: Summary, features: PairFeatures) -> list[BlockCost]:
     scale = summary.n_images / max(summary.measured_images, 1)
-    return [
+    costs = [
         BlockCost(
             name,
             n_columns,
@@ -271,6 +287,10 @@ def _costs(summary: Summary, features: PairFeatures) -> list[BlockCost]:
         )
         for name, n_columns in features.n_columns_.items()
     ]
+    known = _total(costs)
+    fit = max(summary.fit_seconds - known.fit_seconds, 0.0)
+    fill = max(summary.fill_seconds * scale - known.fill_seconds, 0.0)
+    return [*costs, BlockCost("other", 0, fit, fill, 0)]
 
 
 def _total(costs: list[BlockCost]) -> BlockCost:

@@ -268,10 +268,17 @@ def feature_matrix(table: pa.Table) -> NDArray[np.float32]:
 
 
 def pair_schema(features: PairFeatures) -> pa.Schema:
-    """Give the schema of the parts: key columns, then features with their origin in the metadata."""
+    """Make the parts' schema: keys, then features with their origin in the field metadata."""
     text = pa.dictionary(pa.int32(), pa.string())
     types = (pa.string(), text, text, pa.int8(), pa.int16())
     keys = [pa.field(name, kind) for name, kind in zip(KEYS, types, strict=True)]
+    names = [*KEYS, *features.feature_names_]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(
+            f"columns must have different names; {twice[0]!r} stands twice. Rename a model, a "
+            "statistic or a metadata column."
+        )
     return pa.schema([*keys, *(_field(column) for column in features.columns_)])
 
 
