@@ -9,8 +9,9 @@ P(c | d) = (n_cd + P(c)) / (n_d + 1), lift = P(c | d) / P(c):
 ``supporter:blend``     the largest q_d P(c | d)
 ``contradictor:blend``  the smallest q_d log lift (never above 0)
 
-Counts are sparse (only pairs that occur), per leave-fold-out entry. To fill costs
-O(active classes * classes they occur with) an image.
+Counts are sparse (only pairs that occur), per leave-fold-out entry; where a pair is stored must
+not matter, for that alone would tell which labels the row's own fold has. To fill costs
+O(active classes + classes it occurs with) a row.
 """
 
 import numpy as np
@@ -85,62 +86,51 @@ def _fill(batch: Batch, state: State, out: Float) -> None:
 def _context(  # type: ignore[no-untyped-def]
     blend, entry, indptr, indices, pairs, count, prior, row_indptr, classes, out
 ):
-    """Fill the four columns, one image at a time.
-
-    A pair that never occurs has P(c | d) = P(c) / (n_d + 1) and log lift -log(n_d + 1): every
-    class starts from these, the pairs that do occur are corrected.
-    """
+    """Fill the four columns, row by row: one walk over the image's active classes."""
     n_classes = blend.shape[1]
     for image in prange(len(blend)):
         e = entry[image]
-        q = blend[image]
-        correction = np.zeros((4, n_classes), dtype=np.float32)
-        mass = np.float32(0)
-        base_support = np.float32(0)
-        base_lift = np.float32(0)
+        active = np.empty(n_classes, dtype=np.int32)
+        slot = np.full(n_classes, -1, dtype=np.int32)
+        n_active = 0
         for d in range(n_classes):
-            if q[d] < ACTIVE:
-                continue
-            missing = np.float32(1) / (count[e, d] + np.float32(1))
-            mass += q[d]
-            base_support += q[d] * missing
-            base_lift += q[d] * np.log(missing)
-            for place in range(indptr[d], indptr[d + 1]):
-                c = indices[place]
-                if c == d:
-                    # The row's own class says nothing about itself: take its share back.
-                    correction[0, c] -= q[d] * missing * prior[e, c]
-                    correction[1, c] -= q[d] * np.log(missing)
-                    continue
-                conditional = (pairs[e, place] + prior[e, c]) * missing
-                log_lift = np.log(conditional / prior[e, c])
-                correction[0, c] += q[d] * (conditional - missing * prior[e, c])
-                correction[1, c] += q[d] * (log_lift - np.log(missing))
-                correction[2, c] = max(correction[2, c], q[d] * conditional)
+            if blend[image, d] >= ACTIVE:
+                active[n_active] = d
+                slot[d] = n_active
+                n_active += 1
+        active = active[:n_active]
+        q = blend[image][active]
+        times = count[e][active] + np.float32(1)
+        never = -np.log(times)  # log lift of a pair that never occurs: most of them
+        together = np.zeros(n_active, dtype=np.float32)
         for row in range(row_indptr[image], row_indptr[image + 1]):
             c = classes[row]
-            own = q[c] if q[c] >= ACTIVE else np.float32(0)
-            others = mass - own
-            support = base_support * prior[e, c] + correction[0, c]
-            out[row, 0] = support / others if others > 0 else prior[e, c]
-            out[row, 1] = base_lift + correction[1, c]
-            out[row, 2] = correction[2, c]
-            out[row, 3] = _contradiction(q, e, c, indptr, indices, pairs, count, prior)
+            for place in range(indptr[c], indptr[c + 1]):
+                if slot[indices[place]] >= 0:
+                    together[slot[indices[place]]] = pairs[e, place]
+            _summarise(q, times, never, together, prior[e, c], slot[c], out[row])
+            together[:] = 0
 
 
 @njit(cache=True, error_model="numpy")
-def _contradiction(q, e, c, indptr, indices, pairs, count, prior):  # type: ignore[no-untyped-def]
-    """Smallest q_d * log lift(c, d) over the active classes d other than c, at most 0."""
-    lowest = np.float32(0)
-    for d in range(len(q)):
-        if q[d] < ACTIVE or d == c:
+def _summarise(q, times, never, together, prior, own, out):  # type: ignore[no-untyped-def]
+    """Fill one row: what every active class but the own one says about the row's class."""
+    mass, support, lifts = 0.0, 0.0, 0.0
+    supporter, contradictor = np.float32(0), np.float32(0)
+    for j in range(len(q)):
+        if j == own:
             continue
-        low, high = indptr[d], indptr[d + 1]
-        place = low + np.searchsorted(indices[low:high], c)
-        both = pairs[e, place] if place < high and indices[place] == c else np.float32(0)
-        conditional = (both + prior[e, c]) / (count[e, d] + np.float32(1))
-        lowest = min(lowest, q[d] * np.log(conditional / prior[e, c]))
-    return lowest
+        given = (together[j] + prior) / times[j]
+        pull = q[j] * (np.log(given / prior) if together[j] > 0 else never[j])
+        mass += q[j]
+        support += q[j] * given
+        lifts += pull
+        supporter = max(supporter, q[j] * given)
+        contradictor = min(contradictor, pull)
+    out[0] = support / mass if mass > 0 else prior
+    out[1] = lifts
+    out[2] = supporter
+    out[3] = contradictor
 
 
 COOCCURRENCE = Block("cooccurrence", _fit, _columns, _fill)

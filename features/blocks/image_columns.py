@@ -4,8 +4,11 @@
 and ``metadata`` (any user column). Stored once an image, joined when a batch is built.
 """
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
+from numba import njit, prange
 from numpy.typing import NDArray
 
 from features.blocks.types import (
@@ -15,26 +18,43 @@ from features.blocks.types import (
     Float,
     State,
     Training,
-    nothing_to_fit,
 )
 from features.schema import Stack
 
 FORMS = ("pca", "softmax", "logits")
 
 
+def _fit_stats(train: Training) -> State:
+    assert train.stack.image_stats is not None
+    return {"names": [str(name) for name in train.stack.image_stats]}
+
+
 def _stats_columns(stack: Stack, state: State) -> list[Column]:
-    assert stack.image_stats is not None
-    return [Column(f"stat:{name}", "image_stats", "statistic") for name in stack.image_stats]
+    return [Column(f"stat:{name}", "image_stats", "statistic") for name in state["names"]]
 
 
 def _fill_stats(batch: Batch, state: State, out: Float) -> None:
     assert batch.stack.image_stats is not None
-    out[:] = batch.stack.image_stats.to_numpy(dtype=np.float32)[batch.row_image]
+    frame = by_name(batch.stack.image_stats, state["names"], "image_stats")
+    out[:] = frame.to_numpy(dtype=np.float32)[batch.row_image]
+
+
+def by_name(frame: pd.DataFrame, names: list[str], what: str) -> pd.DataFrame:
+    """Take the columns that training had, in its order, whatever order new images have them in."""
+    known = {str(name): name for name in frame}
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise ValueError(
+            f"{what} of the stack lacks columns that it was fitted on, first: {missing[:3]}."
+        )
+    return frame[[known[name] for name in names]].set_axis(names, axis=1)
 
 
 def _fit_imagenet(train: Training, *, form: str = "pca", n_components: int = 16) -> State:
     if form not in FORMS:
         raise ValueError(f"form must be one of {FORMS}. Got {form!r} instead.")
+    if n_components < 1:
+        raise ValueError(f"n_components must be at least 1. Got {n_components!r} instead.")
     state: State = {"form": form, "names": sorted(train.stack.imagenet_logits)}
     if form == "pca":
         for name in state["names"]:
@@ -73,7 +93,7 @@ def _fill_imagenet(batch: Batch, state: State, out: Float) -> None:
     for name in state["names"]:
         values = np.asarray(batch.stack.imagenet_logits[name], dtype=np.float32)
         if state["form"] == "pca":
-            values = (values - state[f"mean_{name}"]) @ state[f"axes_{name}"]
+            values = _project(values, state[f"mean_{name}"], state[f"axes_{name}"])
         elif state["form"] == "softmax":
             values = np.exp(values - values.max(axis=1, keepdims=True))
             values /= values.sum(axis=1, keepdims=True)
@@ -81,12 +101,28 @@ def _fill_imagenet(batch: Batch, state: State, out: Float) -> None:
         start += values.shape[1]
 
 
+@njit(parallel=True, cache=True)
+def _project(values, mean, axes):  # type: ignore[no-untyped-def]
+    """Project image by image in a fixed order: a BLAS product may round by batch size."""
+    out = np.zeros((len(values), axes.shape[1]), dtype=np.float32)
+    for image in prange(len(values)):
+        for f in range(axes.shape[0]):
+            centred = values[image, f] - mean[f]
+            for j in range(axes.shape[1]):
+                out[image, j] += centred * axes[f, j]
+    return out
+
+
 def _fit_metadata(train: Training) -> State:
     frame = train.stack.metadata
     assert frame is not None
-    numeric = [str(c) for c in frame if pd.api.types.is_numeric_dtype(frame[c])]
+    names = [str(name) for name in frame]
+    frame = by_name(frame, names, "metadata")
+    numeric = [name for name in names if pd.api.types.is_numeric_dtype(frame[name])]
     categories = {
-        str(c): sorted({str(v) for v in frame[c].dropna()}) for c in frame if str(c) not in numeric
+        name: sorted(frame[name].dropna().astype(str).unique().tolist())
+        for name in names
+        if name not in numeric
     }
     return {"numeric": numeric, "categories": categories}
 
@@ -99,20 +135,32 @@ def _metadata_columns(stack: Stack, state: State) -> list[Column]:
 
 
 def _fill_metadata(batch: Batch, state: State, out: Float) -> None:
-    frame = batch.stack.metadata
-    assert frame is not None
-    values = [frame[name].to_numpy(dtype=np.float32) for name in state["numeric"]]
-    for name, known in state["categories"].items():
-        # A category that training never saw, or a missing one, is -1.
-        codes = pd.Categorical(frame[name].astype("string"), categories=known).codes
-        values.append(codes.astype(np.float32))
-    for column, image_values in enumerate(values):
-        out[:, column] = np.nan_to_num(image_values, nan=-1.0)[batch.row_image]
+    assert batch.stack.metadata is not None
+    names = [*state["numeric"], *state["categories"]]
+    frame = by_name(batch.stack.metadata, names, "metadata")
+    for column, name in enumerate(names):
+        known = state["categories"].get(name)
+        values = _numbers(frame[name]) if known is None else _places(frame[name], known)
+        out[:, column] = values[batch.row_image]
+
+
+def _numbers(column: "pd.Series[Any]") -> Float:
+    """Numbers of a column, -1 where missing."""
+    values = column.to_numpy(dtype=np.float32, na_value=np.nan)
+    return np.nan_to_num(values, nan=-1.0)
+
+
+def _places(column: "pd.Series[Any]", known: list[str]) -> Float:
+    """Place of each value among the training categories, -1 where missing or never seen."""
+    text = column.astype(object).where(column.notna(), None).map(str, na_action="ignore")
+    return (
+        pd.Index(known, dtype=object).get_indexer(pd.Index(text, dtype=object)).astype(np.float32)
+    )
 
 
 IMAGE_STATS = Block(
     "image_stats",
-    nothing_to_fit,
+    _fit_stats,
     _stats_columns,
     _fill_stats,
     lambda stack: "" if stack.image_stats is not None else "image_stats",

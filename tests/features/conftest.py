@@ -100,6 +100,11 @@ class Example:
     def matrix(self, name):
         return self.matrix_of[name]
 
+    @cached_property
+    def batch(self):
+        """The queries as one `Batch`, for their codes in each space."""
+        return self.table.features._batch(self.query, np.zeros(len(self.query), dtype=np.int64))
+
 
 @pytest.fixture(scope="session")
 def example(small_stack, slice_labels, slice_fold):

@@ -1,0 +1,52 @@
+"""The spaces in which images are compared: projection and rounding, against float64."""
+
+import numpy as np
+import pytest
+
+from features.assemble import stack_blend
+from features.blocks.spaces import encode, fit_space, quantise, space_names, space_values
+
+
+def reference_codes(train, values, n_dimensions):
+    """Principal axes, half-whitened, each row scaled to +-127: everything in float64."""
+    mean = train.mean(axis=0)
+    centred = train - mean
+    variance, axes = np.linalg.eigh(centred.T @ centred / len(centred))
+    variance, axes = variance[::-1][:n_dimensions], axes[:, ::-1][:, :n_dimensions]
+    projected = (values - mean) @ (axes * variance**-0.25)
+    return projected * 127 / np.abs(projected).max(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("space", ["embedding:lite0", "imagenet:lite0", "blend"])
+def test_similarity_equals_that_of_an_exact_projection(slice_stack, space):
+    """Rounding to int8 may move a cosine by a hundredth, not change who is near."""
+    values = space_values(slice_stack, stack_blend(slice_stack), space)[:, ::6]
+    projection = fit_space(values, n_dimensions=8)
+    codes = encode(values[:40], projection)
+    exact = reference_codes(values.astype(np.float64), values[:40].astype(np.float64), 8)
+    assert codes.values.shape == (40, 8)
+    np.testing.assert_allclose(cosines(codes.values), cosines(exact), atol=0.02)
+    lengths = np.linalg.norm(codes.values.astype(np.float64), axis=1)
+    np.testing.assert_allclose(codes.norms, lengths, rtol=1e-6)
+
+
+def cosines(vectors):
+    unit = vectors / np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    return unit @ unit.T
+
+
+def test_the_space_of_predictions_is_the_square_root(slice_stack, slice_fold):
+    """Plain probabilities would let one certain class drown all the others."""
+    blend = np.array([[0.25, 0.01]], dtype=np.float32)
+    np.testing.assert_allclose(space_values(slice_stack, blend, "blend"), [[0.5, 0.1]])
+    names = ["embedding:lite0", "embedding:lite1", "imagenet:lite0", "blend"]
+    assert space_names(slice_stack) == names
+
+
+def test_images_without_any_direction_have_similarity_zero():
+    """A zero vector would divide by zero."""
+    codes = quantise(np.zeros((2, 3), dtype=np.float32))
+    assert codes.values.tolist() == [[0, 0, 0]] * 2
+    assert codes.norms.tolist() == [1, 1]
+    flat = np.ones((5, 4), dtype=np.float32)
+    assert not encode(flat, fit_space(flat)).values.any()
