@@ -88,7 +88,7 @@ def resolve_candidates(
 
 def _per_group(spec: Mapping[str, int], space: LabelSpace) -> NDArray[np.int64]:
     """Look up each class group's number, naming what is missing or unknown."""
-    names = list(space.group_names)
+    names = [str(name) for name in space.group_names]
     if set(spec) != set(names):
         raise ValueError(
             f"candidates must name every class group once: expected {sorted(names)}, "
