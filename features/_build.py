@@ -236,6 +236,7 @@ def _settings(request: Request, rows: PairRows) -> dict[str, Any]:
         ),
         "blocks": request.blocks,
         "candidates": request.candidates,
+        "rows_per_part": request.rows_per_part,
         "versions": {"pairstack": version("pairstack"), "pyarrow": pa.__version__},
     }
     # Through JSON and back: tuples become lists here as they do in the folder's record.

@@ -47,7 +47,7 @@ def _imports_by_name(call):
 
 
 def found(package, forbidden):
-    """List the forbidden imports of a package, by top-level name, as "file:line: module"."""
+    """List what a package imports of the forbidden, by top-level name."""
     return [
         f"{path.relative_to(ROOT)}:{line}: {name}"
         for path in modules_of(package)

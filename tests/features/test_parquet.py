@@ -33,7 +33,9 @@ def rows(small_stack, slice_labels, slice_fold):
     fold = np.where(known, slice_fold[images], -1)
     fold[6] = 2
     stack, labels = small_stack[images], slice_labels[images]
-    features = PairFeatures(blocks=BLOCKS, candidates={"category": 3, "creator": 1, "tag": 2})
+    features = PairFeatures(
+        blocks=BLOCKS, candidates={"category": 3, "creator": 1, "tag": 2}, n_jobs=1
+    )
     features.fit(stack[known], labels[known], fold[known])
     return PairRows(features, stack, labels, known, fold)
 
@@ -129,7 +131,7 @@ def test_read_pairs_walks_the_parts_in_order_and_takes_columns(rows, folder):
     )
 
 
-@pytest.mark.parametrize("changed", [{"max_memory": 100_000}, {"n_jobs": 1}])
+@pytest.mark.parametrize("changed", [{"max_memory": 100_000}, {"n_jobs": 2}])
 def test_bytes_do_not_depend_on_memory_or_threads(rows, folder, tmp_path, monkeypatch, changed):
     """Files follow the batches, so that two machines write different ones."""
     for name, value in changed.items():
