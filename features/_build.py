@@ -125,7 +125,8 @@ class Summary:
         ]
         lines += ["", f"{'class group':{width}}  candidates   recall"]
         for group, k in [*self.candidates.items(), ("all", sum(self.candidates.values()))]:
-            lines.append(f"{group:{width}}  {k:10,}   {self.recall[group]:6.4f}")
+            name = group or "(none)"
+            lines.append(f"{name:{width}}  {k:10,}   {self.recall[group]:6.4f}")
         return [*lines, "", self._how_measured()]
 
     def _how_measured(self) -> str:

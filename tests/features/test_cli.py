@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
+from scipy.sparse import csr_array
 from typer.testing import CliRunner
 
 from features._console import Reporter
@@ -390,3 +391,15 @@ def test_plain_lines_tell_the_time_left(monkeypatch):
     lines = screen.getvalue().splitlines()
     assert re.fullmatch(r"rows: 1/2 images, [\d.,]+ images/s, \d+:\d\d left", lines[0])
     assert re.fullmatch(r"rows: 2/2 images, [\d.,]+ images/s, \d+:\d\d taken", lines[1])
+
+
+def test_topk_predictions_and_classes_without_groups_go_through(make_store, tmp_path):
+    """A store of sparse predictions, or one without class groups, breaks the writer."""
+    probs = np.where(np.arange(60) % 60 < 9, 0.5, 0.0) * np.ones((N_IMAGES, 1))
+    given = {"probabilities": {"a": csr_array(probs), "b": csr_array(probs * 0.5)}}
+    make_store(tmp_path / "store", classes=[f"c{k}" for k in range(60)], **given)
+    done = run(tmp_path / "store", "--out", tmp_path / "pairs", "--explain", *FAST)
+    assert done.exit_code == 0, done.stderr
+    frame = pd.read_parquet(tmp_path / "pairs")
+    assert set(frame["class"]) == {"c0", "c1", "c2", "c3"}
+    assert re.search(r"^\(none\) +4 ", done.stdout, re.MULTILINE)
