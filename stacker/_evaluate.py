@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from stacker._align import align_stack, read_stack
 from stacker.evaluation import AVERAGES, Predictions, ScoreTable, score_methods
 from stacker.report import HeldOut
 
@@ -45,7 +46,7 @@ def held_out_of(model: Any, store: Any, *, n: int = 1000) -> HeldOut:
     methods = {
         "base": _as_decided(
             f"Base: {model.base_name_}",
-            model.predict_base_proba(stack),
+            _base_proba(model, stack),
             model.base_decision_,
             is_blend=True,
         ),
@@ -53,6 +54,12 @@ def held_out_of(model: Any, store: Any, *, n: int = 1000) -> HeldOut:
     }
     table = score_methods(labels, methods, store.split_group, beta=float(model.beta), n=n)
     return HeldOut(store.image_ids, labels, methods, table)
+
+
+def _base_proba(model: Any, stack: Any) -> Any:
+    """Probabilities of the blend that the stack starts from."""
+    aligned = align_stack(read_stack(stack), model.seen_)
+    return model._base_proba(aligned)
 
 
 def _as_decided(title: str, proba: Any, decision: Any, *, is_blend: bool = False) -> Predictions:

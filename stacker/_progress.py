@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,6 +49,22 @@ class Log:
             self.console.print(text, markup=False)
 
     @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Show what the library logs at level INFO while the block runs."""
+        handler = _Forward(self)
+        loggers = [logging.getLogger(name) for name in ("stacker", "features")]
+        levels = [logger.level for logger in loggers]
+        for logger in loggers:
+            logger.addHandler(handler)
+            logger.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.removeHandler(handler)
+                logger.setLevel(level)
+
+    @contextmanager
     def steps(self, total: int) -> Iterator[Callable[[str], None]]:
         """Give a function to call at the start of each of `total` steps."""
         if self.quiet:
@@ -70,6 +87,18 @@ class Log:
             task = progress.add_task("", total=total)
             done = iter(range(total + 1))
             yield lambda text: progress.update(task, completed=next(done, total), description=text)
+
+
+class _Forward(logging.Handler):
+    """Hand log records on to a `Log`."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__(logging.INFO)
+        self.log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the message alone."""
+        self.log(record.getMessage())
 
 
 class _PlainLines:

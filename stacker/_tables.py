@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from stacker.evaluation import Interval, ScoreTable
+if TYPE_CHECKING:
+    from stacker.evaluation import Interval, ScoreTable
 
 __all__ = ["print_key_values", "print_score_table"]
 

@@ -9,17 +9,19 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 from zipfile import ZipFile
 
 import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from features.store import FeatureStore
 from stacker._output import refuse_existing, temporary_beside, write_text
 from stacker._progress import Log
 from stacker._tables import print_key_values, print_score_table
+
+if TYPE_CHECKING:
+    from features.store import FeatureStore
 
 __all__ = ["app", "main"]
 
@@ -55,6 +57,8 @@ def _ends_well(command: Callable[P, None]) -> Callable[P, None]:
             _stop(f"refused: {error}", REFUSED, error)
         except (RuntimeError, OSError, MemoryError, ModuleNotFoundError) as error:
             _stop(f"failed: {error}", FAILED, error)
+        except KeyboardInterrupt as error:
+            _stop("interrupted", FAILED, error)
 
     return wrapped
 
@@ -132,7 +136,7 @@ def compare(
 
     if json_path is not None:
         refuse_existing(json_path, force=force)
-    labelled = _labelled(FeatureStore.open(store), folds=True)
+    labelled = _labelled(_open(store), folds=True)
     log, fold = Log(quiet=quiet), labelled.fold
     with log.steps(_compare.N_STEPS * len(np.unique(fold))) as step:
         table = _compare.compare(
@@ -168,7 +172,7 @@ def fit(
     from stacker.estimator import PairStacker
 
     refuse_existing(out, force=force)
-    labelled = _labelled(FeatureStore.open(store))
+    labelled = _labelled(_open(store))
     names = tuple(name.strip() for name in booster.split(","))
     model = PairStacker(
         booster=names[0] if len(names) == 1 else names,
@@ -179,7 +183,8 @@ def fit(
         random_state=random_state,
         verbose=0 if quiet else 1,
     )
-    model.fit(labelled, groups=labelled.split_group)
+    with Log(quiet=quiet).listening():
+        model.fit(labelled, groups=labelled.split_group)
     with temporary_beside(out, force=force) as folder:
         model.save(folder)
     scores = {"stack, out-of-fold": model.oof_score_, "its base, out-of-fold": model.base_score_}
@@ -206,7 +211,7 @@ def predict(
     from stacker.estimator import PairStacker
 
     refuse_existing(out, force=force)
-    whole = FeatureStore.open(store).without_skipped()
+    whole = _open(store).without_skipped()
     unknown = np.ones(whole.n_images, dtype=bool) if everything else ~whole.labels_known
     if not unknown.any():
         raise ValueError(f"every image of {store} has labels. Give --all to predict them anyway.")
@@ -243,7 +248,7 @@ def evaluate(
 
     if json_path is not None:
         refuse_existing(json_path, force=force)
-    labelled = _labelled(FeatureStore.open(store))
+    labelled = _labelled(_open(store))
     Log(quiet=quiet)(f"predicting {labelled.n_images:,} images")
     table = evaluate_model(PairStacker.load(model), labelled)
     print_score_table(table, title=f"{model} on {store}")
@@ -279,7 +284,7 @@ def report(
     fitted = PairStacker.load(model)
     held_out = None
     if store is not None:
-        labelled = _labelled(FeatureStore.open(store))
+        labelled = _labelled(_open(store))
         Log(quiet=quiet)(f"predicting {labelled.n_images:,} images")
         held_out = held_out_of(fitted, labelled)
     write_report(
@@ -292,6 +297,13 @@ def report(
         force=force,
     )
     typer.echo(f"report: {out}")
+
+
+def _open(path: Path) -> FeatureStore:
+    # Imported here: zarr takes a second, and --help needs none of it.
+    from features.store import FeatureStore
+
+    return FeatureStore.open(path)
 
 
 def _labelled(store: FeatureStore, *, folds: bool = False) -> FeatureStore:

@@ -32,6 +32,8 @@ __all__ = ["DemoSettings", "run_demo"]
 HELD_OUT_SHARE = 0.2
 MIN_IMAGES = 5
 SMALLEST = 100
+# Told while fitting: the stack, four blends, the decision rules, the bootstrap.
+N_STEPS = 7
 
 
 @dataclass(frozen=True)
@@ -292,8 +294,10 @@ def _fit_and_predict(out: Path, data: _Data, settings: DemoSettings, log: Log) -
     train_stack, test_stack = train.to_stack(), store.subset(test_ids).to_stack()
     groups, Y = train.split_group, train.labels
     truth, n_outside = _align_labels(data, store.classes)
-    model = PairStacker(cv="store", random_state=settings.random_state)
-    with log.steps(7) as step:
+    model = PairStacker(
+        cv="store", random_state=settings.random_state, verbose=0 if log.quiet else 1
+    )
+    with log.listening(), log.steps(N_STEPS) as step:
         step("pair stack")
         model.fit(train, groups=groups)
         methods = fit_blends(
