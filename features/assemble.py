@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from features.blocks import BLOCKS
-from features.blocks.spaces import Projection, fit_space, space_names, space_values
+from features.blocks.spaces import Projection, check_spaces, fit_space, space_names, space_values
 from features.blocks.types import Batch, Block, Column, State, Training
 from features.candidates import (
     Candidates,
@@ -127,8 +127,15 @@ class PairFeatures:
         labels : CSR array of shape (n_images, n_classes), 0/1
         fold : int array of shape (n_images,), 0 .. n_folds - 1
             Folds that level one was predicted out of.
+
+        Raises
+        ------
+        ValueError
+            For unknown or repeated blocks, inputs that the stack does not have, labels of another
+            shape, and images without a fold.
         """
         chosen = resolve_blocks(self.blocks, stack)
+        folds = check_training(stack, labels, fold)
         blend = stack_blend(stack)
         self.space_, self.models_ = stack.label_space, list(stack.models)
         self.per_group_ = resolve_candidates(self.candidates, blend, labels, self.space_)
@@ -138,7 +145,6 @@ class PairFeatures:
         if any(block.compares_images for block, _ in chosen):
             for name in space_names(stack):
                 self.projections_[name] = fit_space(space_values(stack, blend, name))
-        folds = np.asarray(fold, dtype=np.int64)
         train = Training(stack, labels, folds, blend, self.projections_, self.random_state)
         self.n_folds_ = train.n_folds
         self.states_ = {}
@@ -255,6 +261,35 @@ class PairFeatures:
             )
         if stack.label_space.names.tolist() != self.space_.names.tolist():
             raise ValueError("the stack must have the classes it was fitted on, in order.")
+        for name in self.states_:
+            missing = BLOCKS[name].available(stack)
+            if missing:
+                raise ValueError(f"block {name!r} needs {missing}, which this stack does not have.")
+        check_spaces(stack, self.projections_)
+
+
+def check_training(
+    stack: Stack, labels: csr_array, fold: NDArray[np.integer[Any]]
+) -> NDArray[np.int64]:
+    """Check that every image of the stack has labels and a fold; the folds as int64."""
+    n_images, _, n_classes = stack.shape
+    if labels.shape != (n_images, n_classes):
+        raise ValueError(
+            f"labels must have shape (n_images, n_classes) = {(n_images, n_classes)}; however: "
+            f"labels.shape={labels.shape}."
+        )
+    folds = np.asarray(fold, dtype=np.int64)
+    if folds.shape != (n_images,):
+        raise ValueError(f"fold must hold {n_images} numbers; however: fold.shape={folds.shape}.")
+    unassigned = np.flatnonzero(folds < 0)
+    if len(unassigned):
+        raise ValueError(
+            f"every training image must have a fold; {len(unassigned):,} do not, first: image "
+            f"{str(stack.image_ids[unassigned[0]])!r} has fold {folds[unassigned[0]]}."
+        )
+    if len(np.unique(folds)) < 2:
+        raise ValueError("fold must name at least two folds: one learns while another is scored.")
+    return folds
 
 
 def dense_probs(stack: Stack) -> NDArray[np.float32]:
@@ -296,6 +331,8 @@ def resolve_blocks(spec: BlockSpec, stack: Stack) -> list[tuple[Block, Mapping[s
         missing = block.available(stack)
         if missing:
             raise ValueError(f"block {name!r} needs {missing}, which this stack does not have.")
+        if any(block is other for other, _ in chosen):
+            raise ValueError(f"block {name!r} is named twice.")
         chosen.append((block, options))
     if not chosen:
         raise ValueError("blocks must name at least one block.")

@@ -43,9 +43,7 @@ PRIOR_COLUMNS = (
 def _fit_prior(train: Training) -> State:
     n_images = fold_sums(train, lambda images: np.array(float(len(images))))
     count = fold_sums(train, lambda images: _columns_sum(train.labels[images]))
-    on_positives = fold_sums(
-        train, lambda images: _columns_sum(train.labels[images].multiply(train.blend[images]))
-    )
+    on_positives = fold_sums(train, partial(_positive_blend, train))
     everywhere = fold_sums(train, lambda images: train.blend[images].sum(axis=0, dtype=np.float64))
     negatives = n_images[:, None] - count
     table = np.stack(
@@ -59,6 +57,13 @@ def _fit_prior(train: Training) -> State:
         axis=-1,
     )
     return {"table": table.astype(np.float32)}
+
+
+def _positive_blend(train: Training, images: NDArray[np.int64]) -> np.ndarray:
+    """Sum of the blended p over each class's positives, float64 (n_classes,)."""
+    pairs = train.labels[images].tocoo()
+    probs = train.blend[images[pairs.row], pairs.col]
+    return np.bincount(pairs.col, weights=probs, minlength=len(train.space))
 
 
 def _columns_sum(matrix: object) -> np.ndarray:

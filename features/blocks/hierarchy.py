@@ -6,6 +6,7 @@ O(n_images * n_classes * depth) a batch.
 """
 
 import numpy as np
+from numba import njit, prange
 
 from features.blocks.types import Batch, Block, Column, Float, State, nothing_to_fit
 from features.schema import Stack
@@ -44,11 +45,14 @@ def _fill(batch: Batch, state: State, out: Float) -> None:
     out[:, 3] = _children(batch.blend, parents)[images, classes]
 
 
-def _children(blend: Float, parents: np.ndarray) -> Float:
+@njit(parallel=True, cache=True)
+def _children(blend, parents):  # type: ignore[no-untyped-def]
     """Sum of the children's probabilities of every class, (n_images, n_classes)."""
     total = np.zeros_like(blend)
-    for child in np.flatnonzero(parents >= 0):
-        total[:, parents[child]] += blend[:, child]
+    for image in prange(len(blend)):
+        for child in range(len(parents)):
+            if parents[child] >= 0:
+                total[image, parents[child]] += blend[image, child]
     return total
 
 

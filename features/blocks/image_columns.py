@@ -55,10 +55,12 @@ def _fit_imagenet(train: Training, *, form: str = "pca", n_components: int = 16)
         raise ValueError(f"form must be one of {FORMS}. Got {form!r} instead.")
     if n_components < 1:
         raise ValueError(f"n_components must be at least 1. Got {n_components!r} instead.")
-    state: State = {"form": form, "names": sorted(train.stack.imagenet_logits)}
+    given = train.stack.imagenet_logits
+    widths = {name: int(values.shape[1]) for name, values in given.items()}
+    state: State = {"form": form, "names": sorted(given), "widths": widths}
     if form == "pca":
         for name in state["names"]:
-            mean, axes = principal_axes(train.stack.imagenet_logits[name], n_components)
+            mean, axes = principal_axes(given[name], n_components)
             state[f"mean_{name}"], state[f"axes_{name}"] = mean, axes
     return state
 
@@ -78,20 +80,20 @@ def _imagenet_columns(stack: Stack, state: State) -> list[Column]:
     return [
         Column(f"imagenet_{state['form']}{i}:{name}", "imagenet", state["form"], (name,))
         for name in state["names"]
-        for i in range(_width(stack, state, name))
+        for i in range(_width(state, name))
     ]
 
 
-def _width(stack: Stack, state: State, name: str) -> int:
+def _width(state: State, name: str) -> int:
     if state["form"] == "pca":
         return int(state[f"axes_{name}"].shape[1])
-    return int(stack.imagenet_logits[name].shape[1])
+    return int(state["widths"][name])
 
 
 def _fill_imagenet(batch: Batch, state: State, out: Float) -> None:
     start = 0
     for name in state["names"]:
-        values = np.asarray(batch.stack.imagenet_logits[name], dtype=np.float32)
+        values = _logits(batch.stack, name, state["widths"][name])
         if state["form"] == "pca":
             values = _project(values, state[f"mean_{name}"], state[f"axes_{name}"])
         elif state["form"] == "softmax":
@@ -99,6 +101,16 @@ def _fill_imagenet(batch: Batch, state: State, out: Float) -> None:
             values /= values.sum(axis=1, keepdims=True)
         out[:, start : start + values.shape[1]] = values[batch.row_image]
         start += values.shape[1]
+
+
+def _logits(stack: Stack, name: str, width: int) -> Float:
+    """ImageNet logits as fitted, float32 (n_images, width)."""
+    shape = stack.imagenet_logits[name].shape if name in stack.imagenet_logits else "none"
+    if shape != (len(stack), width):
+        raise ValueError(
+            f"imagenet_logits {name!r} must have {width} columns, as fitted; however: {shape}."
+        )
+    return np.asarray(stack.imagenet_logits[name], dtype=np.float32)
 
 
 @njit(parallel=True, cache=True)

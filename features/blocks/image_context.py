@@ -6,10 +6,13 @@ classes of the row's group (``:group``). O(n_images * n_classes) a batch.
 """
 
 import numpy as np
+from numba import njit, prange
 
 from features.blocks.types import Batch, Block, Column, Float, State, nothing_to_fit
 from features.schema import Stack
 
+LOWEST, HIGHEST = np.float32(1e-7), np.float32(1 - 1e-7)
+TENTH, HALF = np.float32(0.1), np.float32(0.5)
 STATISTICS = ("sum", "max", "entropy", "above_0.1", "above_0.5")
 
 
@@ -24,27 +27,30 @@ def _columns(stack: Stack, state: State) -> list[Column]:
 
 def _fill(batch: Batch, state: State, out: Float) -> None:
     codes = batch.space.group_codes
-    out[:, :5] = _summary(batch.blend)[batch.row_image]
-    row_group = codes[batch.row_class]
-    for code in range(len(batch.space.group_names)):
-        rows = row_group == code
-        out[rows, 5:] = _summary(batch.blend[:, codes == code])[batch.row_image[rows]]
+    table = np.empty((len(batch.stack), len(batch.space.group_names) + 1, 5), dtype=np.float32)
+    _summarise(batch.blend, codes, table)
+    out[:, :5] = table[batch.row_image, -1]
+    out[:, 5:] = table[batch.row_image, codes[batch.row_class]]
 
 
-def _summary(probs: Float) -> Float:
-    """Compute the five statistics of each image, (n_images, 5)."""
-    p = np.clip(probs, np.float32(1e-7), np.float32(1 - 1e-7))
-    entropy = -(p * np.log(p) + (1 - p) * np.log1p(-p))
-    return np.stack(
-        [
-            probs.sum(axis=1),
-            probs.max(axis=1, initial=0),
-            entropy.sum(axis=1),
-            (probs > np.float32(0.1)).sum(axis=1),
-            (probs > np.float32(0.5)).sum(axis=1),
-        ],
-        axis=1,
-    ).astype(np.float32)
+@njit(parallel=True, cache=True)
+def _summarise(blend, codes, table):  # type: ignore[no-untyped-def]
+    """Fill (n_images, n_groups + 1, 5): each group's five statistics, the whole image's last."""
+    n_groups = table.shape[1] - 1
+    for image in prange(len(blend)):
+        total = np.zeros((n_groups, 5))
+        for c in range(blend.shape[1]):
+            p = blend[image, c]
+            clipped = min(max(p, LOWEST), HIGHEST)
+            own = total[codes[c]]
+            own[0] += p
+            own[1] = max(own[1], p)
+            own[2] -= clipped * np.log(clipped) + (1 - clipped) * np.log1p(-clipped)
+            own[3] += p > TENTH
+            own[4] += p > HALF
+        table[image, :n_groups] = total
+        table[image, n_groups] = total.sum(axis=0)
+        table[image, n_groups, 1] = total[:, 1].max()
 
 
 IMAGE_CONTEXT = Block("image_context", nothing_to_fit, _columns, _fill)

@@ -3,7 +3,7 @@
 Ranks count the classes with a higher probability (0 = the most probable, ties share a rank):
 ``rank:blend``, ``rank_group:blend`` inside the class group, ``rank:<model>``. Then the gap and
 the ratio of the blended probability to the image's and the group's maximum and the gap to the
-next lower class. O(n_rows * n_classes) comparisons a model, vectorised.
+next lower class. O(n_rows * n_classes) comparisons a model, on whole vectors.
 """
 
 import numpy as np
@@ -23,19 +23,6 @@ BLEND_COLUMNS = (
 )
 
 
-def class_ranks(batch: Batch, probs: Float) -> Float:
-    """Rank of every row's class under one model, float32 (n_rows,).
-
-    Parameters
-    ----------
-    batch : Batch
-    probs : float32 array of shape (n_images, n_classes)
-    """
-    out = np.empty(len(batch.candidates), dtype=np.float32)
-    _count_above(probs, batch.candidates.indptr, batch.row_class, out)
-    return out
-
-
 def _columns(stack: Stack, state: State) -> list[Column]:
     models = tuple(stack.models)
     blend = [Column(name, "ranks", formula, models) for name, formula in BLEND_COLUMNS]
@@ -46,21 +33,7 @@ def _fill(batch: Batch, state: State, out: Float) -> None:
     n_blend = len(BLEND_COLUMNS)
     codes = batch.space.group_codes
     _blend_ranks(batch.blend, codes, batch.candidates.indptr, batch.row_class, out[:, :n_blend])
-    for column, probs in enumerate(batch.probs):
-        out[:, n_blend + column] = class_ranks(batch, probs)
-
-
-@njit(parallel=True, cache=True)
-def _count_above(probs, indptr, classes, out):  # type: ignore[no-untyped-def]
-    """Count the classes of the image above each row's class."""
-    for image in prange(len(indptr) - 1):
-        values = probs[image]
-        for row in range(indptr[image], indptr[image + 1]):
-            own = values[classes[row]]
-            above = np.int32(0)
-            for other in values:
-                above += np.int32(other > own)
-            out[row] = above
+    out[:, n_blend:] = batch.row_ranks
 
 
 @njit(parallel=True, cache=True, error_model="numpy")

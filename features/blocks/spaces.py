@@ -63,7 +63,7 @@ def check_spaces(stack: Stack, projections: dict[str, Projection]) -> None:
     if missing:
         raise ValueError(f"the stack must have the spaces it was fitted on; missing: {missing}.")
     for name, projection in projections.items():
-        width = space_values(stack[:1], np.empty((1, len(stack.classes)), np.float32), name).shape[
+        width = space_values(stack[:1], np.zeros((1, len(stack.classes)), np.float32), name).shape[
             1
         ]
         if width != len(projection.mean):

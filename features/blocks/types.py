@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from features.blocks._ranking import count_above
 from features.blocks.spaces import Codes, Projection, encode, space_values
 from features.candidates import Candidates
 from features.schema import LabelSpace, Stack
@@ -123,6 +124,11 @@ class Batch:
     def row_probs(self) -> Float:
         """Each model's probability of each row, float32 (n_rows, n_models)."""
         return np.ascontiguousarray(self.probs[:, self.row_image, self.row_class].T)
+
+    @cached_property
+    def row_ranks(self) -> Float:
+        """Each model's rank of each row's class in its image, float32 (n_rows, n_models)."""
+        return count_above(self.probs, self.candidates.indptr, self.row_class)
 
     @cached_property
     def row_blend(self) -> Float:
