@@ -50,10 +50,16 @@ def as_rows(matrix: Matrix) -> Rows:
     """View a checked matrix as `Rows`; copies nothing but the row pointers."""
     n_rows, n_columns = matrix.shape
     if sp.issparse(matrix):
-        indices = matrix.indices.astype(np.int32, copy=False)
-        return Rows(matrix.data, indices, matrix.indptr.astype(np.int64), n_columns)
+        indices = _writable(matrix.indices.astype(np.int32, copy=False))
+        return Rows(_writable(matrix.data), indices, matrix.indptr.astype(np.int64), n_columns)
     indptr = np.arange(n_rows + 1, dtype=np.int64) * n_columns
-    return Rows(np.ascontiguousarray(matrix).ravel(), np.empty(0, np.int32), indptr, n_columns)
+    flat = _writable(np.ascontiguousarray(matrix).ravel())
+    return Rows(flat, np.empty(0, np.int32), indptr, n_columns)
+
+
+def _writable(values: NDArray[Any]) -> NDArray[Any]:
+    """Copy a read-only array: numba would compile every kernel again for it."""
+    return values if values.flags.writeable else values.copy()
 
 
 def entry_columns(rows: Rows) -> NDArray[np.int32]:
@@ -162,7 +168,7 @@ def check_empty_score(empty_score: float, *, allow_nan: bool = False) -> float:
     return float(empty_score)
 
 
-def check_pairs(proba: Any, labels: ArrayLike, *, owner: str) -> tuple[Matrix, sp.csr_array]:
+def check_pairs(proba: Any, labels: Any, *, owner: str) -> tuple[Matrix, sp.csr_array]:
     """Probabilities and labels of the same images and classes, at least one of each.
 
     Raises
@@ -175,6 +181,9 @@ def check_pairs(proba: Any, labels: ArrayLike, *, owner: str) -> tuple[Matrix, s
         raise ValueError(
             f"This {owner} estimator requires y to be passed, but the target y is None."
         )
+    labels = labels if sp.issparse(labels) else np.asarray(labels)
+    if labels.ndim == 1 and labels.dtype.kind in "fc":
+        _check_whole(labels, "Y")
     proba = proba if sp.issparse(proba) else np.asarray(proba)
     shape = proba.shape
     if len(shape) == 2 and 0 in shape:
@@ -197,12 +206,18 @@ def check_same_shape(first: Matrix, second: Matrix, names: tuple[str, str]) -> N
         )
 
 
-def _one_label_each(positions: NDArray[Any], n_classes: int, name: str) -> sp.csr_array:
+def _check_whole(positions: NDArray[Any], name: str) -> None:
+    if positions.dtype.kind == "c":
+        raise ValueError(f"{name} must be real. Complex data not supported.")
     if positions.dtype.kind not in "iufb" or (positions != np.floor(positions)).any():
         raise ValueError(
             f"{name} must be a 0/1 matrix (n_images, n_classes) or a vector of class positions. "
             f"Got a vector of dtype {positions.dtype}. Unknown label type: continuous or text."
         )
+
+
+def _one_label_each(positions: NDArray[Any], n_classes: int, name: str) -> sp.csr_array:
+    _check_whole(positions, name)
     columns = positions.astype(np.int64)
     if len(columns) and not 0 <= columns.min() <= columns.max() < n_classes:
         raise ValueError(

@@ -22,6 +22,7 @@ from stacker._rules import RULES, Problem, Task, apply_rule
 from stacker._selection import choose_strategy
 from stacker._splits import group_codes
 from stacker._state import flatten, unflatten
+from stacker.calibration import ProbabilityCalibrator
 from stacker.fbeta import AVERAGES, as_sets, fbeta_score
 
 __all__ = ["FBetaDecision"]
@@ -69,6 +70,8 @@ class FBetaDecision(ClassifierMixin, BaseEstimator):
         Parameters of the rule.
     cv_results_ : dict of arrays
         One entry per strategy compared, ready for a DataFrame; empty without ``"auto"``.
+    calibrator_ : ProbabilityCalibrator
+        Only for ``"expected"``.
     n_features_in_ : int
         Number of classes.
 
@@ -183,6 +186,16 @@ class FBetaDecision(ClassifierMixin, BaseEstimator):
         threshold = np.asarray(self.rule_.get("threshold", np.nan), dtype=np.float64)
         return np.broadcast_to(threshold, (self.n_features_in_,)).copy()
 
+    @property
+    def calibrator_(self) -> ProbabilityCalibrator:
+        """Calibrator of the ``"expected"`` strategy."""
+        check_is_fitted(self, "rule_")
+        if "calibrator" not in self.rule_:
+            raise AttributeError(
+                f"calibrator_ exists for strategy 'expected' only; this is {self.strategy_!r}."
+            )
+        return ProbabilityCalibrator.from_state(self.rule_["calibrator"])
+
     def to_state(self) -> dict[str, Any]:
         """Everything that `predict` needs: a flat dict of JSON values and numpy arrays."""
         check_is_fitted(self, "rule_")
@@ -265,6 +278,10 @@ def _make_bounds(
     names: list[str], codes: NDArray[np.int32], min_labels: Any, max_labels: Any
 ) -> Bounds:
     n_classes = len(codes)
+    for value in (min_labels, max_labels):
+        counts = value.values() if isinstance(value, dict) else [0 if value is None else value]
+        if any(int(count) != count for count in counts):
+            raise ValueError(f"label-count bounds must be whole numbers. Got {value!r}.")
     if isinstance(min_labels, dict) or isinstance(max_labels, dict):
         sizes = np.bincount(codes, minlength=len(names))
         low = _per_group(min_labels, names, np.zeros(len(names), np.int64), "min_labels")

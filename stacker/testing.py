@@ -30,7 +30,6 @@ _CLASSIFIER = (
     "check_classifier_data_not_an_array",
     "check_classifier_multioutput",
     "check_classifiers_classes",
-    "check_classifiers_regression_target",
     "check_classifiers_train",
 )
 _TRANSFORMER = (
