@@ -273,7 +273,9 @@ class PairStacker(BaseEstimator):
         rows = self._rows(stack, labels, fold, base, sample_weight)
         stages = self._boost(rows)
         oof = base.copy()
-        oof[rows.image, rows.cls] = sigmoid(rows.base + stages.correction)
+        moved = stages.correction != 0  # elsewhere the base stays, to the bit
+        corrected = sigmoid(rows.base[moved] + stages.correction[moved])
+        oof[rows.image[moved], rows.cls[moved]] = corrected
         self.oof_base_proba_ = base
         self._decide(oof, labels, fold, groups)
         return oof

@@ -104,15 +104,37 @@ def fit_space(
     step = max(1, len(values) // most_rows)
     sample = values[::step]
     mean = sample.mean(axis=0, dtype=np.float64).astype(np.float32)
-    centred = sample - mean
-    covariance = centred.T @ centred / np.float32(len(centred))
-    width = covariance.shape[0]
-    kept = min(n_dimensions, width, max(len(sample) - 1, 1))
-    variance, axes = eigh(covariance.astype(np.float64), subset_by_index=[width - kept, width - 1])
+    variance, axes = principal_axes((sample - mean).astype(np.float64), n_dimensions)
     # Directions without variance carry only rounding noise: whitening must not blow them up.
     floor = max(1e-6 * float(np.max(variance)), 1e-12)  # eigenvalues rise
     scale = np.where(variance > floor, np.maximum(variance, floor) ** (-WHITENING / 2), 0)
     return Projection(mean, np.ascontiguousarray(axes * scale, dtype=np.float32))
+
+
+def principal_axes(
+    centred: NDArray[np.float64], n_dimensions: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Variance along, and directions of, the leading principal axes.
+
+    Parameters
+    ----------
+    centred : float64 array of shape (n_images, n_features)
+    n_dimensions : int
+
+    Returns
+    -------
+    float64 arrays of shape (n_kept,) and (n_features, n_kept)
+        Variance rises; no more axes than features or than images less one.
+    """
+    n_images, width = centred.shape
+    kept = min(n_dimensions, width, max(n_images - 1, 1))
+    if n_images < width:
+        # Fewer images than features: the small Gram matrix has the same eigenvalues.
+        size, mixed = eigh(centred @ centred.T, subset_by_index=[n_images - kept, n_images - 1])
+        lengths = np.sqrt(np.maximum(size, np.finfo(np.float64).tiny))
+        return np.maximum(size, 0) / n_images, centred.T @ (mixed / lengths)
+    variance, axes = eigh(centred.T @ centred / n_images, subset_by_index=[width - kept, width - 1])
+    return variance, axes
 
 
 def encode(values: Float, projection: Projection) -> Codes:
