@@ -14,7 +14,7 @@ from cnn_extract.extract import count_channels
 from cnn_extract.images import ImageError, ImageSource, open_images
 from cnn_extract.run import RefusedError
 from cnn_extract.stats import stat_names
-from cnn_extract.tables import first_few, read_labels, read_metadata, write_csv
+from cnn_extract.tables import lines_of, read_labels, read_metadata, split_groups, write_csv
 
 __all__ = ["write_folds", "write_stats"]
 
@@ -93,27 +93,15 @@ def write_folds(
     _refuse_existing(out, force)
     table = read_labels(labels, id_column=id_column, label_column=label_column)
     matrix, _ = table.aligned(table.image_ids)
-    group = None if metadata is None else _split_group(metadata, table.image_ids, id_column)
+    group = None
+    if metadata is not None:
+        frame = read_metadata(metadata, id_column=id_column)
+        group = split_groups(lines_of(frame, table.image_ids, metadata), metadata)
     fold = make_folds(matrix, n_folds=n_folds, split_group=group, random_state=seed)
     index = pd.Index(table.image_ids, name=id_column)
     write_csv(pd.DataFrame({"fold": fold}, index=index), out)
     sizes = ", ".join(f"{n:,}" for n in np.bincount(fold, minlength=n_folds))
     return f"{out}: {len(fold):,} images in {n_folds} folds of {sizes}"
-
-
-def _split_group(metadata: Path, ids: tuple[str, ...], id_column: str) -> list[str]:
-    frame = read_metadata(metadata, id_column=id_column)
-    if "split_group" not in frame:
-        raise ValueError(
-            f"{metadata} must have a column split_group; it has {first_few(frame.columns, 10)}"
-        )
-    absent = [i for i in ids if i not in frame.index]
-    if absent:
-        raise ValueError(
-            f"{metadata} must have a line for every labelled image; {len(absent):,} have none, "
-            f"first: {first_few(absent)}"
-        )
-    return list(frame.loc[list(ids), "split_group"])
 
 
 def _refuse_existing(out: Path, force: bool) -> None:

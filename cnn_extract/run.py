@@ -25,7 +25,7 @@ from cnn_extract.extract import (
 )
 from cnn_extract.heads import check_heads, write_head
 from cnn_extract.images import ImageSource, open_images
-from cnn_extract.tables import Labels, first_few, read_labels, read_metadata
+from cnn_extract.tables import Labels, lines_of, read_labels, read_metadata, split_groups
 from cnn_extract.transforms import VIEWS
 from cnn_extract.weights import find_weights
 
@@ -208,17 +208,14 @@ def _match_ids(source: ImageSource, labels: Labels, report: Reporter) -> ImageSo
 
 
 def _read_metadata(request: Request, ids: Sequence[str]) -> pd.DataFrame | None:
-    """Metadata in the order of the images; lines of other images are left out."""
+    """Metadata in the order of the images, its split groups checked."""
     if request.metadata is None:
         return None
-    frame = read_metadata(request.metadata, id_column=request.id_column)
-    absent = [i for i in ids if i not in frame.index]
-    if absent:
-        raise ValueError(
-            f"{request.metadata} must have a line for every image; {len(absent):,} have none, "
-            f"first: {first_few(absent)}"
-        )
-    return frame.loc[list(ids)]
+    table = read_metadata(request.metadata, id_column=request.id_column)
+    frame = lines_of(table, ids, request.metadata)
+    if "split_group" in frame:
+        split_groups(frame, request.metadata)
+    return frame
 
 
 def _fingerprint(

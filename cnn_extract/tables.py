@@ -13,7 +13,15 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
-__all__ = ["Labels", "first_few", "read_labels", "read_metadata", "write_csv"]
+__all__ = [
+    "Labels",
+    "first_few",
+    "lines_of",
+    "read_labels",
+    "read_metadata",
+    "split_groups",
+    "write_csv",
+]
 
 MISSING = ["", "NA", "N/A", "nan", "NaN", "null", "None"]
 
@@ -100,6 +108,45 @@ def read_metadata(path: str | Path, *, id_column: str = "image_id") -> pd.DataFr
     frame = _read_csv(path, [id_column], text=[id_column, "split_group"])
     _unique_ids(frame[id_column], path)
     return frame.set_index(id_column).rename_axis("image_id")
+
+
+def split_groups(frame: pd.DataFrame, path: str | Path) -> NDArray[np.object_]:
+    """Give the groups of images that must not part, from a metadata table.
+
+    Raises
+    ------
+    ValueError
+        When there is no such column, or an image has none: all of these would be one group.
+    """
+    if "split_group" not in frame:
+        raise ValueError(
+            f"{path} must have a column split_group; it has {first_few(frame.columns, 10)}"
+        )
+    column = frame["split_group"]
+    empty = column.index[column.str.strip() == ""]
+    if len(empty):
+        raise ValueError(
+            f"{path} must give every image a split_group; {len(empty):,} have none, first: "
+            f"{first_few(empty)}. Give an image that stands alone a group of its own."
+        )
+    return np.asarray(column, dtype=object)
+
+
+def lines_of(frame: pd.DataFrame, image_ids: Sequence[str], path: str | Path) -> pd.DataFrame:
+    """Lines of these images in this order; those of other images are left out.
+
+    Raises
+    ------
+    ValueError
+        Naming the first few images without a line.
+    """
+    absent = [i for i in image_ids if i not in frame.index]
+    if absent:
+        raise ValueError(
+            f"{path} must have a line for every image; {len(absent):,} have none, first: "
+            f"{first_few(absent)}"
+        )
+    return frame.loc[list(image_ids)]
 
 
 def _read_csv(path: str | Path, wanted: Sequence[str], text: Sequence[str]) -> pd.DataFrame:

@@ -81,10 +81,22 @@ def test_existing_table_is_refused_unless_forced(make_set, tmp_path, command):
 def test_folds_without_groups_in_the_metadata_is_an_error(tmp_path):
     """Folds that silently ignore the groups would leak."""
     labels = write_labels(tmp_path / "labels.csv", {"a": ["x"], "b": ["x"]})
-    (tmp_path / "meta.csv").write_text("image_id,width\na,1\n")
+    (tmp_path / "meta.csv").write_text("image_id,width\na,1\nb,2\n")
     arguments = ("folds", labels, "--out", tmp_path / "f.csv", "--folds", 2, "--metadata")
     failed = invoke(*arguments, tmp_path / "meta.csv")
     assert failed.exit_code == 1
     assert "must have a column split_group" in failed.stderr
     (tmp_path / "meta.csv").write_text("image_id,split_group\na,1\n")
     assert "first: 'b'" in invoke(*arguments, tmp_path / "meta.csv").stderr
+
+
+def test_empty_split_group_is_an_error(tmp_path):
+    """All images without a group would be taken for one group, and land in one fold."""
+    labels = write_labels(tmp_path / "labels.csv", {"a": ["x"], "b": ["x"], "c": ["x"]})
+    (tmp_path / "meta.csv").write_text("image_id,split_group\na,1\nb,\nc,\n")
+    failed = invoke(
+        *("folds", labels, "--out", tmp_path / "f.csv", "--folds", 2),
+        *("--metadata", tmp_path / "meta.csv"),
+    )
+    assert failed.exit_code == 1
+    assert "2 have none, first: 'b', 'c'" in failed.stderr
