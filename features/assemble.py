@@ -320,7 +320,7 @@ def resolve_blocks(spec: BlockSpec, stack: Stack) -> list[tuple[Block, Mapping[s
         return _default_blocks(stack)
     if isinstance(spec, str):
         spec = (spec,)
-    chosen = []
+    chosen: list[tuple[Block, Mapping[str, Any]]] = []
     for entry in spec:
         name, options = (entry, {}) if isinstance(entry, str) else entry
         block = find_block(name)

@@ -8,8 +8,10 @@ what the choice costs (RECIPES A9, A18).
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
+from numba import njit, prange
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
@@ -60,8 +62,8 @@ def resolve_candidates(
     ----------
     spec : "auto", None, int or mapping of class group to int
         "auto" takes per class group the smallest k with recall 0.98 on these labels, at most
-        64; None takes every class; an int is shared out as the top k over all classes of each
-        group; a mapping names each group's own.
+        64; None takes every class; an int takes that many of each group; a mapping names each
+        group's own.
     blend : float32 array of shape (n_images, n_classes)
         The probability that ranks the classes, logit mean unless said otherwise.
     labels : CSR array of shape (n_images, n_classes)
@@ -81,9 +83,13 @@ def resolve_candidates(
         return smallest_k(blend, labels, space)
     if isinstance(spec, Mapping):
         return np.minimum(_per_group(spec, space), sizes)
-    if isinstance(spec, bool) or spec < 1:
-        raise ValueError(f"candidates must be at least 1. Got {spec!r} instead.")
+    if not _is_count(spec):
+        raise ValueError(f"candidates must be a whole number of 1 or more. Got {spec!r} instead.")
     return np.minimum(int(spec), sizes)
+
+
+def _is_count(k: object) -> bool:
+    return not isinstance(k, bool) and isinstance(k, Integral) and int(k) >= 1
 
 
 def _per_group(spec: Mapping[str, int], space: LabelSpace) -> NDArray[np.int64]:
@@ -94,8 +100,8 @@ def _per_group(spec: Mapping[str, int], space: LabelSpace) -> NDArray[np.int64]:
             f"candidates must name every class group once: expected {sorted(names)}, "
             f"got {sorted(spec)}."
         )
-    if min(spec.values()) < 1:
-        raise ValueError(f"candidates must be at least 1 in each group. Got {dict(spec)!r}.")
+    if not all(map(_is_count, spec.values())):
+        raise ValueError(f"candidates must be 1 or more in each group. Got {dict(spec)!r}.")
     return np.array([spec[name] for name in names], dtype=np.int64)
 
 
@@ -123,22 +129,39 @@ def label_ranks(
     blend: NDArray[np.float32], labels: csr_array, space: LabelSpace
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Rank of every true label inside its class group, 0 = most probable, and its group."""
-    ranks, groups = [], []
-    for start in range(0, len(blend), 1024):
-        part = labels[start : start + 1024].tocoo()
-        for code in range(len(space.group_names)):
-            own = np.flatnonzero(space.group_codes == code)
-            order = np.argsort(-blend[start : start + 1024, own], axis=1, kind="stable")
-            rank = np.empty_like(order)
-            np.put_along_axis(rank, order, np.arange(len(own))[None], axis=1)
-            inside = space.group_codes[part.col] == code
-            ranks.append(rank[part.row[inside], np.searchsorted(own, part.col[inside])])
-            groups.append(np.full(int(inside.sum()), code, dtype=np.int32))
-    return np.concatenate(ranks), np.concatenate(groups)
+    pairs = labels.tocoo()
+    ranks = np.empty(len(pairs.col), dtype=np.int64)
+    members, starts = _members(space)
+    groups = space.group_codes[pairs.col].astype(np.int32)
+    _label_ranks(blend, pairs.row, pairs.col, groups, members, starts, ranks)
+    return ranks, groups
+
+
+def _members(space: LabelSpace) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Classes sorted by group, and where each group starts: int32 and int64 (n_groups + 1,)."""
+    members = np.argsort(space.group_codes, kind="stable").astype(np.int32)
+    sizes = np.bincount(space.group_codes, minlength=len(space.group_names))
+    return members, np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+
+
+@njit(parallel=True, cache=True)
+def _label_ranks(blend, rows, cols, groups, members, starts, ranks):  # type: ignore[no-untyped-def]
+    """Count the classes of the group that stand before each label."""
+    for i in prange(len(ranks)):
+        values, own = blend[rows[i]], cols[i]
+        before = 0
+        for place in range(starts[groups[i]], starts[groups[i] + 1]):
+            c = members[place]
+            before += values[c] > values[own] or (values[c] == values[own] and c < own)
+        ranks[i] = before
 
 
 def select_candidates(
-    blend: NDArray[np.float32], per_group: NDArray[np.int64], space: LabelSpace
+    blend: NDArray[np.float32],
+    per_group: NDArray[np.int64],
+    space: LabelSpace,
+    *,
+    above: float = -1.0,
 ) -> Candidates:
     """Take each image's most probable classes of each class group.
 
@@ -148,38 +171,77 @@ def select_candidates(
     per_group : int64 array of shape (n_groups,)
         From :func:`resolve_candidates`.
     space : LabelSpace
+    above : float, default=-1
+        Only classes whose probability is larger become rows; all are by default.
 
     Returns
     -------
     Candidates
-        ``per_group.sum()`` rows an image; ties go to the class that comes first.
-    """
-    parts = []
-    for code, k in enumerate(per_group):
-        own = np.flatnonzero(space.group_codes == code).astype(np.int32)
-        parts.append(own[top_k(blend[:, own], int(k))])
-    classes = np.concatenate(parts, axis=1)
-    indptr = np.arange(len(blend) + 1, dtype=np.int64) * classes.shape[1]
-    return Candidates(indptr, np.ascontiguousarray(classes.ravel(), dtype=np.int32))
-
-
-def top_k(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """Positions of each row's k largest values, falling; ties in order of position.
+        Up to ``per_group.sum()`` rows an image; ties go to the class that comes first.
 
     Examples
     --------
-    >>> top_k(np.array([[0.1, 0.9, 0.9, 0.3]], dtype=np.float32), 2).tolist()
-    [[1, 2]]
+    >>> space = LabelSpace(["tag::a", "tag::b", "tag::c", "culture::d"])
+    >>> blend = np.array([[0.1, 0.9, 0.9, 0.3], [0.5, 0.0, 0.2, 0.0]], dtype=np.float32)
+    >>> select_candidates(blend, np.array([2, 1]), space).classes.tolist()
+    [1, 2, 3, 0, 2, 3]
+    >>> found = select_candidates(blend, np.array([2, 1]), space, above=0.2)
+    >>> found.classes.tolist(), found.indptr.tolist()
+    ([1, 2, 3, 0], [0, 3, 4])
     """
-    if k < values.shape[1] // 4:
-        # Narrow down first: everything at or above the k-th largest value, then one short sort.
-        cut = -np.partition(-values, k - 1, axis=1)[:, k - 1 : k]
-        most = int((values >= cut).sum(axis=1).max(initial=0))
-        if most <= 4 * k:
-            near = np.argsort(values < cut, axis=1, kind="stable")[:, :most]
-            order = np.argsort(-np.take_along_axis(values, near, axis=1), axis=1, kind="stable")
-            return np.take_along_axis(near, order[:, :k], axis=1)
-    return np.argsort(-values, axis=1, kind="stable")[:, :k]
+    most = np.asarray(per_group, dtype=np.int64)
+    chosen = np.empty((len(blend), int(most.sum())), dtype=np.int32)
+    counts = np.empty(len(blend), dtype=np.int64)
+    _select(blend, *_members(space), most, np.float32(above), chosen, counts)
+    indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    if indptr[-1] == chosen.size:
+        return Candidates(indptr, chosen.ravel())
+    return Candidates(indptr, chosen[np.arange(chosen.shape[1]) < counts[:, None]])
+
+
+@njit(parallel=True, cache=True)
+def _select(blend, members, starts, per_group, above, chosen, counts):  # type: ignore[no-untyped-def]
+    """Fill each image's row of `chosen` from the left, group after group."""
+    for image in prange(len(blend)):
+        n = 0
+        for g in range(len(per_group)):
+            own = members[starts[g] : starts[g + 1]]
+            k = per_group[g]
+            # Sorting in as they come beats a sort of all while the list is short.
+            if k <= 64 and 4 * k <= len(own):
+                n += _insert_best(blend[image], own, above, chosen[image, n : n + k])
+            else:
+                n += _sort_best(blend[image], own, above, chosen[image, n : n + k])
+        counts[image] = n
+
+
+@njit(cache=True)
+def _insert_best(values, own, above, out):  # type: ignore[no-untyped-def]
+    """Keep the best classes in a sorted list; return how many there are."""
+    n = 0
+    for c in own:
+        value = values[c]
+        if value <= above or (n == len(out) and value <= values[out[n - 1]]):
+            continue
+        n = min(n + 1, len(out))
+        place = n - 1
+        while place > 0 and values[out[place - 1]] < value:
+            out[place] = out[place - 1]
+            place -= 1
+        out[place] = c
+    return n
+
+
+@njit(cache=True)
+def _sort_best(values, own, above, out):  # type: ignore[no-untyped-def]
+    """Sort all classes and take the best; return how many there are."""
+    order = np.argsort(-values[own], kind="mergesort")  # stable: ties stay in order
+    n = 0
+    for j in order[: len(out)]:
+        if values[own[j]] > above:
+            out[n] = own[j]
+            n += 1
+    return n
 
 
 def candidate_recall(
@@ -197,9 +259,11 @@ def candidate_recall(
     hit = np.asarray(labels.multiply(chosen).sum(axis=0)).ravel()
     true = np.asarray(labels.sum(axis=0)).ravel()
     recall = {}
+    # A group without a true label misses none.
     for code, name in enumerate([*space.group_names, "all"]):
         own = space.group_codes == code if code < len(space.group_names) else slice(None)
-        recall[str(name)] = float(hit[own].sum() / max(true[own].sum(), 1))
+        total = true[own].sum()
+        recall[str(name)] = float(hit[own].sum() / total) if total else 1.0
     low = {name: round(value, 3) for name, value in recall.items() if value < RECALL_WARNING}
     if low:
         logger.warning("candidate recall below %.1f: %s; raise candidates=", RECALL_WARNING, low)

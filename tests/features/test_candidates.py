@@ -1,0 +1,152 @@
+"""Which pairs become rows, and what that costs."""
+
+import logging
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_array
+
+from features.assemble import stack_blend
+from features.candidates import (
+    Candidates,
+    candidate_recall,
+    label_ranks,
+    resolve_candidates,
+    select_candidates,
+)
+from features.schema import LabelSpace
+
+
+@pytest.fixture(scope="module")
+def blend(slice_stack):
+    return stack_blend(slice_stack)
+
+
+@pytest.fixture(scope="module")
+def space(slice_stack):
+    return slice_stack.label_space
+
+
+def by_sorting(row, space, per_group, above=-1.0):
+    """Candidates of one image by plain sorting."""
+    chosen = []
+    for code, k in enumerate(per_group):
+        own = [c for c in range(len(row)) if space.group_codes[c] == code and row[c] > above]
+        chosen += sorted(own, key=lambda c: (-row[c], c))[:k]
+    return chosen
+
+
+@pytest.mark.parametrize("per_group", [(5, 2, 4), (27, 8, 25), (1, 1, 1), (6, 8, 25)])
+@pytest.mark.parametrize("above", [-1.0, 0.05, 0.999])
+def test_candidates_equal_plain_sorting(blend, space, per_group, above):
+    """A row missing, doubled or out of order would shift every feature behind it."""
+    found = select_candidates(blend[:60], np.array(per_group), space, above=above)
+    assert found.classes.dtype == np.int32
+    for i in range(60):
+        own = found.classes[found.indptr[i] : found.indptr[i + 1]].tolist()
+        assert own == by_sorting(blend[i], space, per_group, above)
+    np.testing.assert_array_equal(found.row_image, np.repeat(np.arange(60), np.diff(found.indptr)))
+
+
+@pytest.mark.parametrize("k", [3, 11])
+def test_ties_go_to_the_class_that_comes_first(k, rng):
+    """float16 probabilities tie often: another winner on each machine would change the rows."""
+    space = LabelSpace([f"c{j}" for j in range(30)])
+    values = rng.integers(0, 3, (50, 30)).astype(np.float32)
+    found = select_candidates(values, np.array([k]), space).classes.reshape(50, k)
+    for i in range(50):
+        assert found[i].tolist() == by_sorting(values[i], space, [k])
+
+
+def test_ranks_of_the_labels_equal_their_place_among_the_candidates(blend, space, slice_labels):
+    """`auto` would choose k by ranks that the rows do not have."""
+    everything = select_candidates(blend, np.bincount(space.group_codes), space)
+    ranks, groups = label_ranks(blend, slice_labels, space)
+    pairs = slice_labels.tocoo()
+    for i, c, rank, group in list(zip(pairs.row, pairs.col, ranks, groups, strict=True))[::9]:
+        classes = everything.classes[everything.indptr[i] : everything.indptr[i + 1]]
+        own = [d for d in classes if space.group_codes[d] == group]
+        assert own[rank] == c
+
+
+def test_auto_takes_the_smallest_k_with_recall_098(blend, space, slice_labels):
+    """One candidate less must fall short: else rows are wasted on hopeless classes."""
+    chosen = resolve_candidates("auto", blend, slice_labels, space)
+    reached = recall_of(blend, space, slice_labels, chosen)
+    fewer = recall_of(blend, space, slice_labels, chosen - 1)
+    for name in space.group_names:
+        assert reached[str(name)] >= 0.98 > fewer[str(name)]
+
+
+def recall_of(blend, space, labels, per_group):
+    return candidate_recall(select_candidates(blend, per_group, space), labels, space)
+
+
+def test_auto_stops_at_64_and_keeps_a_group_without_labels(rng):
+    """A thousand hopeless candidates an image would cost memory; none at all would lose a group."""
+    space = LabelSpace([f"big::{j}" for j in range(200)] + ["empty::a", "empty::b"])
+    blend = rng.random((30, 202)).astype(np.float32)
+    labels = np.zeros((30, 202), dtype=np.int8)
+    labels[:, :200] = rng.random((30, 200)) < 0.05
+    chosen = resolve_candidates("auto", blend, csr_array(labels), space)
+    assert chosen.tolist() == [64, 1]
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        (None, [27, 8, 25]),
+        (10, [10, 8, 10]),
+        (np.int64(3), [3, 3, 3]),
+        (1000, [27, 8, 25]),
+        ({"tag": 30, "creator": 1, "category": 20}, [20, 1, 25]),
+    ],
+)
+def test_settings_become_numbers_per_group(blend, space, slice_labels, spec, expected):
+    """More candidates than classes, or numbers in the wrong group, would go unseen (A9, A18)."""
+    assert resolve_candidates(spec, blend, slice_labels, space).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("most", "must be 'auto', None, int or dict. Got 'most'"),
+        (0, "must be a whole number of 1 or more. Got 0"),
+        (True, "must be a whole number of 1 or more. Got True"),
+        (2.5, "must be a whole number of 1 or more. Got 2.5"),
+        ({"tag": 3}, r"expected \['category', 'creator', 'tag'\], got \['tag'\]"),
+        ({"tag": 3, "creator": 0, "category": 2}, "must be 1 or more in each group. Got .*0"),
+        ({"tag": 3, "creator": 1.5, "category": 2}, "must be 1 or more in each group"),
+    ],
+)
+def test_wrong_settings_are_refused(blend, space, slice_labels, spec, message):
+    """A misspelled group would silently keep none of its classes."""
+    with pytest.raises(ValueError, match=message):
+        resolve_candidates(spec, blend, slice_labels, space)
+
+
+def test_recall_counts_the_labels_that_have_a_row(blend, space, slice_labels, caplog):
+    """A wrong recall would hide that the candidates lose labels for good."""
+    found = select_candidates(blend, np.array([2, 1, 2]), space)
+    with caplog.at_level(logging.WARNING, logger="features"):
+        recall = candidate_recall(found, slice_labels, space)
+    dense = slice_labels.toarray()
+    hits = {str(name): [] for name in [*space.group_names, "all"]}
+    for i in range(300):
+        own = set(found.classes[found.indptr[i] : found.indptr[i + 1]].tolist())
+        for c in np.flatnonzero(dense[i]):
+            hits[str(space.groups[c])].append(c in own)
+            hits["all"].append(c in own)
+    assert recall == pytest.approx({name: np.mean(values) for name, values in hits.items()})
+    assert "candidate recall below 0.9" in caplog.text
+    assert "raise candidates=" in caplog.text
+
+
+def test_a_group_without_labels_loses_none(caplog):
+    """A recall of 0 over no labels at all would raise a false alarm."""
+    space = LabelSpace(["a::1", "b::1"])
+    found = Candidates(np.array([0, 1]), np.array([0], dtype=np.int32))
+    with caplog.at_level(logging.WARNING, logger="features"):
+        recall = candidate_recall(found, csr_array(np.array([[1, 0]], dtype=np.int8)), space)
+    assert recall == {"a": 1.0, "b": 1.0, "all": 1.0}
+    assert not caplog.records
