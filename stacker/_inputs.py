@@ -136,6 +136,9 @@ def check_labels(
     values = matrix.data if sp.issparse(matrix) else matrix
     if values.dtype == object:
         values = values.astype(np.float64)
+    if sp.issparse(matrix) and bool((values == 1).all()) and matrix.has_canonical_format:
+        ones = np.ones(len(values), np.int8)
+        return sp.csr_array((ones, matrix.indices, matrix.indptr), shape=matrix.shape)
     if values.dtype != bool:
         _check_binary(values, name)
     if not sp.issparse(matrix):

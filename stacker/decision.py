@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
+from stacker._assignment import assign_one_to_one
 from stacker._inputs import (
     Matrix,
     check_beta,
@@ -25,7 +26,7 @@ from stacker._state import flatten, unflatten
 from stacker.calibration import ProbabilityCalibrator
 from stacker.fbeta import AVERAGES, as_sets, fbeta_score
 
-__all__ = ["FBetaDecision"]
+__all__ = ["FBetaDecision", "assign_one_to_one"]
 
 STATE_VERSION = 1
 

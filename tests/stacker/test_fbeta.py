@@ -10,7 +10,7 @@ from sklearn.metrics import fbeta_score as sklearn_fbeta
 from stacker import expected_fbeta_sets, fbeta_score
 from stacker._fbeta_kernels import best_sets
 from stacker._inputs import as_rows
-from stacker.fbeta import fbeta_per_image
+from stacker.fbeta import fbeta_per_image, joint_fbeta_sets
 
 
 @pytest.fixture
@@ -213,6 +213,32 @@ def test_many_likely_labels_fall_back_to_all_candidates(rng):
     assert np.isfinite(score).all()
     # With the count nearly fixed at its mean m, the best set is every p above F / (1 + beta^2).
     assert sets.sum(axis=1).tolist() == [3000, 3000]
+
+
+@pytest.mark.parametrize("beta", [0.5, 1, 2])
+@pytest.mark.parametrize("empty_score", [0, 1])
+def test_joint_sets_equal_enumeration(beta, empty_score, rng):
+    """For any joint distribution of dependent labels the best of all sets is found."""
+    sets = all_sets(5)
+    for _ in range(20):
+        chance = rng.dirichlet(np.full(32, 0.2))
+        joint = np.zeros((1, 5, 5))
+        for outcome, p in zip(sets[1:], chance[1:], strict=True):
+            joint[0, outcome == 1, outcome.sum() - 1] += p
+        values = score_table(5, beta, empty_score) @ chance
+        chosen, score = joint_fbeta_sets(joint, chance[:1], beta, empty_score)
+        assert values[int("".join(map(str, chosen[0])), 2)] == pytest.approx(
+            values.max(), abs=1e-12
+        )
+        assert score[0] == pytest.approx(values.max(), abs=1e-12)
+
+
+def test_joint_sets_check_their_input():
+    """Shapes that do not fit and numbers that are no probabilities are refused."""
+    with pytest.raises(ValueError, match="joint must have shape"):
+        joint_fbeta_sets(np.zeros((2, 3)), [0.1, 0.2])
+    with pytest.raises(ValueError, match="empty_proba must lie"):
+        joint_fbeta_sets(np.zeros((1, 3, 3)), [np.nan])
 
 
 def test_sparse_and_dense_sets_agree(rng):
