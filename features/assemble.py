@@ -18,17 +18,24 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from features.blending import (
+    FLOOR,
+    dense_probs,
+    dense_rows,
+    images_at_once,
+    stack_blend,
+)
 from features.blocks import BLOCKS
-from features.blocks.spaces import Projection, check_spaces, fit_space, space_names, space_values
+from features.blocks.spaces import Projection, check_spaces, fit_stack_space, space_names
 from features.blocks.types import Batch, Block, Column, State, Training
 from features.candidates import (
     Candidates,
     CandidateSpec,
     candidate_recall,
+    join_candidates,
     resolve_candidates,
     select_candidates,
 )
-from features.numeric import logit_mean
 from features.schema import LabelSpace, Stack
 
 logger = logging.getLogger(__name__)
@@ -139,12 +146,12 @@ class PairFeatures:
         blend = stack_blend(stack)
         self.space_, self.models_ = stack.label_space, list(stack.models)
         self.per_group_ = resolve_candidates(self.candidates, blend, labels, self.space_)
-        found = select_candidates(blend, self.per_group_, self.space_)
+        found = self.all_candidates(stack)
         self.candidate_recall_ = candidate_recall(found, labels, self.space_)
         self.projections_ = {}
         if any(block.compares_images for block, _ in chosen):
             for name in space_names(stack):
-                self.projections_[name] = fit_space(space_values(stack, blend, name))
+                self.projections_[name] = fit_stack_space(stack, blend, name)
         train = Training(stack, labels, folds, blend, self.projections_, self.random_state)
         self.n_folds_ = train.n_folds
         self.states_ = {}
@@ -175,19 +182,22 @@ class PairFeatures:
 
     @property
     def rows_per_image_(self) -> int:
-        """Candidates of an image."""
+        """Candidates of an image; the most, where a top-k stack holds fewer classes of it."""
         return int(self.per_group_.sum())
 
-    def all_candidates(self, stack: Stack, *, step: int = 4096) -> Candidates:
+    def all_candidates(self, stack: Stack) -> Candidates:
         """Every row of a stack, without its features."""
-        parts = [
-            select_candidates(
-                stack_blend(stack[s : s + step]), self.per_group_, self.space_
-            ).classes
-            for s in range(0, len(stack), step)
-        ]
-        indptr = np.arange(len(stack) + 1, dtype=np.int64) * self.rows_per_image_
-        return Candidates(indptr, np.concatenate(parts) if parts else np.empty(0, np.int32))
+        step = images_at_once(len(self.space_))
+        parts = []
+        for start in range(0, len(stack), step):
+            part = stack[start : start + step]
+            parts.append(self._candidates(part, dense_rows(stack_blend(part), slice(None))))
+        return join_candidates(parts)
+
+    def _candidates(self, part: Stack, blend: NDArray[np.float32]) -> Candidates:
+        """Choose the rows of a few images; of a top-k stack only among classes that it holds."""
+        above = FLOOR if part.is_sparse else -1.0
+        return select_candidates(blend, self.per_group_, self.space_, above=above)
 
     def batch_images(self) -> int:
         """Images a batch, from `max_memory`; at least one."""
@@ -228,10 +238,9 @@ class PairFeatures:
             yield RowBatch(start, batch.candidates, rows, batch.blend)
 
     def _batch(self, part: Stack, entry: NDArray[np.int64]) -> Batch:
-        probs = dense_probs(part)
-        blend = logit_mean(probs)
-        candidates = select_candidates(blend, self.per_group_, self.space_)
-        return Batch(part, candidates, entry, probs, blend, self.projections_)
+        blend = dense_rows(stack_blend(part), slice(None))
+        candidates = self._candidates(part, blend)
+        return Batch(part, candidates, entry, dense_probs(part), blend, self.projections_)
 
     def _fill(self, batch: Batch, rows: NDArray[np.float32]) -> None:
         start = 0
@@ -290,22 +299,6 @@ def check_training(
     if len(np.unique(folds)) < 2:
         raise ValueError("fold must name at least two folds: one learns while another is scored.")
     return folds
-
-
-def dense_probs(stack: Stack) -> NDArray[np.float32]:
-    """Probabilities of a few images, float32 (n_models, n_images, n_classes)."""
-    out = np.empty((len(stack.models), len(stack), len(stack.classes)), dtype=np.float32)
-    for m, values in enumerate(stack.probabilities.values()):
-        out[m] = values.toarray() if hasattr(values, "toarray") else values
-    return out
-
-
-def stack_blend(stack: Stack, *, step: int = 4096) -> NDArray[np.float32]:
-    """Logit mean of every image, float32 (n_images, n_classes), computed range by range."""
-    out = np.empty((len(stack), len(stack.classes)), dtype=np.float32)
-    for start in range(0, len(stack), step):
-        out[start : start + step] = logit_mean(dense_probs(stack[start : start + step]))
-    return out
 
 
 def resolve_blocks(spec: BlockSpec, stack: Stack) -> list[tuple[Block, Mapping[str, Any]]]:

@@ -6,7 +6,7 @@ what the choice costs (RECIPES A9, A18).
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 
@@ -15,6 +15,7 @@ from numba import njit, prange
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from features.blending import Blend, dense_rows, images_at_once
 from features.schema import LabelSpace
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class Candidates:
 
 def resolve_candidates(
     spec: CandidateSpec,
-    blend: NDArray[np.float32],
+    blend: Blend,
     labels: csr_array,
     space: LabelSpace,
 ) -> NDArray[np.int64]:
@@ -106,7 +107,7 @@ def _per_group(spec: Mapping[str, int], space: LabelSpace) -> NDArray[np.int64]:
 
 
 def smallest_k(
-    blend: NDArray[np.float32],
+    blend: Blend,
     labels: csr_array,
     space: LabelSpace,
     *,
@@ -126,14 +127,19 @@ def smallest_k(
 
 
 def label_ranks(
-    blend: NDArray[np.float32], labels: csr_array, space: LabelSpace
+    blend: Blend, labels: csr_array, space: LabelSpace
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Rank of every true label inside its class group, 0 = most probable, and its group."""
-    pairs = labels.tocoo()
+    pairs = labels.tocoo()  # sorted by image, as the CSR is
     ranks = np.empty(len(pairs.col), dtype=np.int64)
     members, starts = _members(space)
     groups = space.group_codes[pairs.col].astype(np.int32)
-    _label_ranks(blend, pairs.row, pairs.col, groups, members, starts, ranks)
+    step = images_at_once(len(space))
+    for start in range(0, len(blend), step):
+        some = dense_rows(blend, slice(start, start + step))
+        own = slice(*np.searchsorted(pairs.row, [start, start + step]))
+        rows = pairs.row[own] - start
+        _label_ranks(some, rows, pairs.col[own], groups[own], members, starts, ranks[own])
     return ranks, groups
 
 
@@ -242,6 +248,14 @@ def _sort_best(values, own, above, out):  # type: ignore[no-untyped-def]
             out[n] = own[j]
             n += 1
     return n
+
+
+def join_candidates(parts: Sequence[Candidates]) -> Candidates:
+    """Put the rows of successive image ranges together."""
+    sizes = [np.empty(0, dtype=np.int64), *(np.diff(part.indptr) for part in parts)]
+    classes = [np.empty(0, dtype=np.int32), *(part.classes for part in parts)]
+    indptr = np.concatenate([[0], np.cumsum(np.concatenate(sizes))]).astype(np.int64)
+    return Candidates(indptr, np.concatenate(classes))
 
 
 def candidate_recall(

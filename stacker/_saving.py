@@ -108,7 +108,8 @@ def _features_tree(features: PairFeatures) -> dict[str, Any]:
         "n_columns": features.n_columns_,
         "states": features.states_,
         "projections": {
-            name: {"mean": p.mean, "axes": p.axes} for name, p in features.projections_.items()
+            name: {"mean": p.mean, "axes": p.axes, "columns": p.columns}
+            for name, p in features.projections_.items()
         },
     }
 
@@ -124,6 +125,7 @@ def _features(tree: dict[str, Any], space: LabelSpace) -> PairFeatures:
     ]
     features.states_ = tree["states"]
     features.projections_ = {
-        name: Projection(p["mean"], p["axes"]) for name, p in tree["projections"].items()
+        name: Projection(p["mean"], p["axes"], p["columns"])
+        for name, p in tree["projections"].items()
     }
     return features

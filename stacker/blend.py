@@ -11,7 +11,7 @@ from scipy.sparse import csr_array
 from sklearn.base import BaseEstimator, clone
 from sklearn.utils.validation import check_is_fitted
 
-from features.assemble import dense_probs
+from features.blending import dense_probs
 from features.numeric import logit, logit_mean, sigmoid
 from features.schema import Stack, as_label_matrix, as_stack
 from stacker._logistic import fit_per_class, fit_pooled

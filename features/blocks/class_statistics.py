@@ -16,6 +16,7 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
+from features.blending import column_sums, pair_values
 from features.blocks.spaces import quantise, space_names, unit_vectors
 from features.blocks.types import (
     Batch,
@@ -44,7 +45,7 @@ def _fit_prior(train: Training) -> State:
     n_images = fold_sums(train, lambda images: np.array(float(len(images))))
     count = fold_sums(train, lambda images: _columns_sum(train.labels[images]))
     on_positives = fold_sums(train, partial(_positive_blend, train))
-    everywhere = fold_sums(train, lambda images: train.blend[images].sum(axis=0, dtype=np.float64))
+    everywhere = fold_sums(train, lambda images: column_sums(train.blend, images))
     negatives = n_images[:, None] - count
     table = np.stack(
         [
@@ -62,7 +63,7 @@ def _fit_prior(train: Training) -> State:
 def _positive_blend(train: Training, images: NDArray[np.int64]) -> np.ndarray:
     """Sum of the blended p over each class's positives, float64 (n_classes,)."""
     pairs = train.labels[images].tocoo()
-    probs = train.blend[images[pairs.row], pairs.col]
+    probs = pair_values(train.blend, images[pairs.row], pairs.col)
     return np.bincount(pairs.col, weights=probs, minlength=len(train.space))
 
 

@@ -7,6 +7,7 @@ it lifts plain neighbour votes from 0.7083 to 0.7155 F2. And integer dot product
 any order, so a feature does not depend on batch size, thread count or the order of images.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,20 +15,32 @@ from numba import njit, prange
 from numpy.typing import NDArray
 from scipy.linalg import eigh
 
+from features.blending import Blend, dense_rows, images_at_once
 from features.schema import Stack
 
 Float = NDArray[np.float32]
 
 DIMENSIONS = 256  # 256 * 127 * 127 < 2**24: such dot products are exact in float32 too
 WHITENING = 0.5
+MOST_ROWS = 20_000  # images that a projection is fitted on
+MOST_FEATURES = 2048  # longer vectors keep the features that vary most
 
 
 @dataclass(frozen=True)
 class Projection:
-    """The fitted map of one space: ``mean`` (n_features,), ``axes`` (n_features, n_dimensions)."""
+    """The fitted map of one space.
+
+    Attributes
+    ----------
+    mean : float32 array of shape (n_features,)
+    axes : float32 array of shape (n_kept, n_dimensions)
+    columns : int64 array of shape (n_kept,)
+        The features that are read: all, or the ones that vary most.
+    """
 
     mean: Float
     axes: Float
+    columns: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -63,9 +76,7 @@ def check_spaces(stack: Stack, projections: dict[str, Projection]) -> None:
     if missing:
         raise ValueError(f"the stack must have the spaces it was fitted on; missing: {missing}.")
     for name, projection in projections.items():
-        width = space_values(stack[:1], np.zeros((1, len(stack.classes)), np.float32), name).shape[
-            1
-        ]
+        width = space_width(stack, name)
         if width != len(projection.mean):
             raise ValueError(
                 f"vectors of {name!r} must have the length they were fitted on, "
@@ -73,68 +84,97 @@ def check_spaces(stack: Stack, projections: dict[str, Projection]) -> None:
             )
 
 
-def space_values(stack: Stack, blend: Float, name: str) -> Float:
-    """Raw vectors of a space, float32 (n_images, n_features).
+def space_width(stack: Stack, name: str) -> int:
+    """Length of the raw vectors of a space."""
+    kind, _, source = name.partition(":")
+    if kind == "blend":
+        return len(stack.classes)
+    arrays = stack.embeddings if kind == "embedding" else stack.imagenet_logits
+    return int(arrays[source].shape[1])
+
+
+def space_values(
+    stack: Stack, blend: Blend, name: str, rows: slice | NDArray[np.int64] = slice(None)
+) -> Float:
+    """Raw vectors of some images in a space, float32 (n_rows, n_features).
 
     Predictions enter as square roots: their dot product is the Bhattacharyya similarity.
     """
     kind, _, source = name.partition(":")
     if kind == "blend":
-        return np.sqrt(blend)
+        return np.sqrt(dense_rows(blend, rows))
     arrays = stack.embeddings if kind == "embedding" else stack.imagenet_logits
-    return np.asarray(arrays[source], dtype=np.float32)
+    return np.asarray(arrays[source][rows], dtype=np.float32)
 
 
-def fit_space(
-    values: Float, *, n_dimensions: int = DIMENSIONS, most_rows: int = 20_000
+def fit_stack_space(
+    stack: Stack, blend: Blend, name: str, *, most_rows: int = MOST_ROWS
 ) -> Projection:
+    """Fit the projection of one space on at most `most_rows` evenly spaced images of a stack."""
+    picked = np.arange(0, len(stack), max(1, len(stack) // most_rows))
+    columns = _most_varied(stack, blend, name, picked)
+    parts = [values[:, columns] for values in _in_parts(stack, blend, name, picked)]
+    projection = fit_space(np.concatenate(parts))
+    mean = np.zeros(space_width(stack, name), dtype=np.float32)
+    mean[columns] = projection.mean
+    return Projection(mean, projection.axes, columns)
+
+
+def _most_varied(
+    stack: Stack, blend: Blend, name: str, picked: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Columns to keep: principal axes of tens of thousands of classes would take hours."""
+    width = space_width(stack, name)
+    if width <= MOST_FEATURES:
+        return np.arange(width)
+    total, squared = np.zeros(width), np.zeros(width)
+    for values in _in_parts(stack, blend, name, picked):
+        total += values.sum(axis=0, dtype=np.float64)
+        squared += np.square(values, dtype=np.float64).sum(axis=0)
+    variance = squared / len(picked) - (total / len(picked)) ** 2
+    return np.sort(np.argsort(-variance, kind="stable")[:MOST_FEATURES])
+
+
+def _in_parts(stack: Stack, blend: Blend, name: str, rows: NDArray[np.int64]) -> Iterator[Float]:
+    """Raw vectors of some images, a few at a time."""
+    step = images_at_once(space_width(stack, name))
+    for start in range(0, len(rows), step):
+        yield space_values(stack, blend, name, rows[start : start + step])
+
+
+def fit_space(values: Float, *, n_dimensions: int = DIMENSIONS) -> Projection:
     """Fit the projection of one space: no labels are read.
 
     Parameters
     ----------
     values : float32 array of shape (n_images, n_features)
     n_dimensions : int
-    most_rows : int
-        The covariance is estimated on at most this many evenly spaced images.
 
     Returns
     -------
     Projection
     """
-    step = max(1, len(values) // most_rows)
-    sample = values[::step]
-    mean = sample.mean(axis=0, dtype=np.float64).astype(np.float32)
-    variance, axes = principal_axes((sample - mean).astype(np.float64), n_dimensions)
+    mean = values.mean(axis=0, dtype=np.float64).astype(np.float32)
+    centred = values - mean
+    covariance = centred.T @ centred / np.float32(len(centred))
+    width = covariance.shape[0]
+    kept = min(n_dimensions, width, max(len(values) - 1, 1))
+    variance, axes = eigh(covariance.astype(np.float64), subset_by_index=[width - kept, width - 1])
     # Directions without variance carry only rounding noise: whitening must not blow them up.
     floor = max(1e-6 * float(np.max(variance)), 1e-12)  # eigenvalues rise
     scale = np.where(variance > floor, np.maximum(variance, floor) ** (-WHITENING / 2), 0)
-    return Projection(mean, np.ascontiguousarray(axes * scale, dtype=np.float32))
+    scaled = np.ascontiguousarray(axes * scale, dtype=np.float32)
+    return Projection(mean, scaled, np.arange(width))
 
 
-def principal_axes(
-    centred: NDArray[np.float64], n_dimensions: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Variance along, and directions of, the leading principal axes.
-
-    Parameters
-    ----------
-    centred : float64 array of shape (n_images, n_features)
-    n_dimensions : int
-
-    Returns
-    -------
-    float64 arrays of shape (n_kept,) and (n_features, n_kept)
-        Variance rises; no more axes than features or than images less one.
-    """
-    n_images, width = centred.shape
-    kept = min(n_dimensions, width, max(n_images - 1, 1))
-    if n_images < width:
-        # Fewer images than features: the small Gram matrix has the same eigenvalues.
-        size, mixed = eigh(centred @ centred.T, subset_by_index=[n_images - kept, n_images - 1])
-        lengths = np.sqrt(np.maximum(size, np.finfo(np.float64).tiny))
-        return np.maximum(size, 0) / n_images, centred.T @ (mixed / lengths)
-    variance, axes = eigh(centred.T @ centred / n_images, subset_by_index=[width - kept, width - 1])
-    return variance, axes
+def encode_stack(stack: Stack, blend: Blend, name: str, projection: Projection) -> Codes:
+    """Project and round all images of a stack, a few at a time."""
+    rows = np.arange(len(stack))
+    parts = [encode(values, projection) for values in _in_parts(stack, blend, name, rows)]
+    return Codes(
+        np.concatenate([part.values for part in parts]),
+        np.concatenate([part.norms for part in parts]),
+    )
 
 
 def encode(values: Float, projection: Projection) -> Codes:
@@ -146,10 +186,12 @@ def encode(values: Float, projection: Projection) -> Codes:
     projection : Projection
         From :func:`fit_space`.
     """
-    mean, axes = projection.mean, projection.axes
+    axes, columns = projection.axes, projection.columns
     codes = np.empty((len(values), axes.shape[1]), dtype=np.int8)
     norms = np.empty(len(values), dtype=np.float32)
-    _encode_rows(np.ascontiguousarray(values), mean, axes, codes, norms)
+    kept = values if len(columns) == values.shape[1] else values[:, columns]
+    mean = projection.mean[columns]
+    _encode_rows(np.ascontiguousarray(kept), mean, axes, codes, norms)
     return Codes(codes, norms)
 
 

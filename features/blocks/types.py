@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from features.blending import Blend
 from features.blocks._ranking import count_above
-from features.blocks.spaces import Codes, Projection, encode, space_values
+from features.blocks.spaces import Codes, Projection, encode_stack
 from features.candidates import Candidates
 from features.schema import LabelSpace, Stack
 
@@ -48,7 +49,7 @@ class Training:
     stack : Stack of n_images
     labels : CSR array of shape (n_images, n_classes)
     fold : int array of shape (n_images,), 0 .. n_folds - 1
-    blend : float32 array of shape (n_images, n_classes)
+    blend : float32 array of shape (n_images, n_classes), or SparseBlend of a top-k stack
         Logit mean of the models, the probability that context is computed from.
     projections : {space name: Projection}
         Empty where no chosen block compares images.
@@ -58,7 +59,7 @@ class Training:
     stack: Stack
     labels: csr_array
     fold: NDArray[np.int64]
-    blend: Float
+    blend: Blend
     projections: dict[str, Projection] = field(default_factory=dict)
     random_state: int = 0
     _codes: dict[str, Codes] = field(default_factory=dict)
@@ -167,8 +168,7 @@ class Block:
 
 def _encode_once(part: Training | Batch, name: str) -> Codes:
     if name not in part._codes:
-        values = space_values(part.stack, part.blend, name)
-        part._codes[name] = encode(values, part.projections[name])
+        part._codes[name] = encode_stack(part.stack, part.blend, name, part.projections[name])
     return part._codes[name]
 
 

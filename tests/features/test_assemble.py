@@ -25,14 +25,14 @@ def whole(features, small_stack, slice_fold, stream):
     return stream(features, small_stack, slice_fold, batch_images=300)
 
 
-@pytest.mark.parametrize("batch_images", [1, 7, 59])
+@pytest.mark.parametrize("batch_images", [1, 7, 39])
 def test_any_batch_size_gives_the_same_bits(
     features, whole, small_stack, slice_fold, stream, batch_images
 ):
     """A feature that depends on its batch would differ between training and prediction."""
-    table = stream(features, small_stack[:60], slice_fold[:60], batch_images=batch_images)
+    table = stream(features, small_stack[:40], slice_fold[:40], batch_images=batch_images)
     n_rows = len(table.image)
-    assert n_rows == 60 * sum(PER_GROUP.values())
+    assert n_rows == 40 * sum(PER_GROUP.values())
     np.testing.assert_array_equal(table.cls, whole.cls[:n_rows])
     for j, name in enumerate(features.feature_names_):
         np.testing.assert_array_equal(table.values[:, j], whole.values[:n_rows, j], err_msg=name)
@@ -87,9 +87,10 @@ def test_rows_follow_images_then_groups_then_probability(whole, features, small_
         assert cls.tolist() == expected
 
 
-def test_all_candidates_are_the_rows_that_stream(features, whole, small_stack):
+def test_all_candidates_are_the_rows_that_stream(features, whole, small_stack, monkeypatch):
     """Labels and folds are laid beside the features by this list."""
-    found = features.all_candidates(small_stack, step=77)
+    monkeypatch.setattr("features.blending.CELLS_AT_ONCE", 60 * 77)
+    found = features.all_candidates(small_stack)
     np.testing.assert_array_equal(found.classes, whole.cls)
     np.testing.assert_array_equal(found.row_image, whole.image)
 
