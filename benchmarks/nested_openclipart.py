@@ -21,7 +21,7 @@ from stacker.blend import BLENDS, cross_fit
 from stacker.evaluation import paired_bootstrap
 from stacker.fbeta import fbeta_per_image
 
-STATS = [f"{s}_{c}" for c in "rgb" for s in ("mean", "median", "std", "max", "min")]
+STATS = [f"{s}_{c}" for s in ("mean", "median", "std", "max", "min") for c in "rgb"]
 STATS += ["brightness", "colourfulness", "longer_side", "height_over_width"]
 
 

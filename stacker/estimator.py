@@ -168,6 +168,9 @@ class PairStacker(BaseEstimator):
             Itself.
         """
         self._check_params()
+        if isinstance(X, FeatureStore) and X.skipped.any():
+            logger.warning("%d images that extraction skipped are left out", X.skipped.sum())
+            X = X.without_skipped()
         stack = read_stack(X, classes)
         labels, known = read_labels(X, Y, stack)
         if groups is None and isinstance(X, FeatureStore):
