@@ -129,7 +129,8 @@ def _unpack(value: Any, folder: Path) -> Any:
     if not isinstance(value, dict):
         return value
     if "__array__" in value:
-        with (folder / value["__array__"]).open("rb") as file:
+        # Only a plain name: a crafted model must not reach outside of its folder.
+        with (folder / Path(value["__array__"]).name).open("rb") as file:
             return np.load(file, allow_pickle=False)
     if "__csr__" in value:
         parts = _unpack(value["__csr__"], folder)
