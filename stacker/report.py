@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, issparse
 
@@ -155,10 +157,16 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = _breakable
     environment.filters["signed"] = lambda value: f"{value:+.4f}"
     environment.filters["score"] = lambda v: "–" if v is None or np.isnan(v) else f"{v:.4f}"
     environment.filters["count"] = lambda value: f"{int(value):,}"
     return environment
+
+
+def _breakable(name: str) -> Markup:
+    """Escape a name and let it wrap after its separators."""
+    return Markup("<wbr>").join(re.findall(r"[^:._+/]+[:._+/]*|[:._+/]+", str(name)))
 
 
 def _metric_titles(metrics: Sequence[str], beta: float) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Nested comparison: what scores an image never saw it."""
 
+import functools
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ from sklearn.base import BaseEstimator
 from features.schema import Stack
 from stacker import _compare
 from stacker._compare import OutOfFold, as_json, compare, decide_methods, fit_blends
+from stacker.decision import FBetaDecision
 
 
 class Recorder(BaseEstimator):
@@ -23,7 +25,7 @@ class Recorder(BaseEstimator):
     def fit(self, X, Y, groups=None):
         Recorder.seen.append((set(X.image_ids), Y.toarray()))
         self.oof_proba_ = self.predict_proba(X)
-        rule = _compare.FBetaDecision(strategy="global").fit(self.oof_proba_, Y)
+        rule = FBetaDecision(strategy="global").fit(self.oof_proba_, Y)
         self.decision_ = SimpleNamespace(
             average="samples", strategy_="own", predict=rule.predict, rule=rule
         )
@@ -34,7 +36,10 @@ class Recorder(BaseEstimator):
 
 
 @pytest.fixture
-def case():
+def case(monkeypatch):
+    # One rule instead of a choice among all: the choice has its own tests, and takes seconds.
+    rule = functools.partial(FBetaDecision, strategy="max_ratio")
+    monkeypatch.setattr(_compare, "FBetaDecision", rule)
     rng = np.random.default_rng(0)
     n, c = 90, 6
     Y = (rng.random((n, c)) < 0.3).astype(np.int8)

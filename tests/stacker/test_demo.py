@@ -31,6 +31,7 @@ def fake_extraction(out):
     classes = sorted({name for names in labels.values() for name in names})
     columns = [list(truth.classes).index(name) for name in classes]
     ids = [row["image_id"] for row in meta]
+    groups = [row["split_group"] for row in meta]
     rows = [list(truth.image_ids).index(name) for name in ids]
     Y = truth.labels.toarray()[rows][:, columns]
     known = np.array([name in labels for name in ids])
@@ -44,8 +45,8 @@ def fake_extraction(out):
         },
         labels=Y * known[:, None],
         labels_known=known,
-        fold=np.where(known, np.arange(len(ids)) % 3, -1),
-        split_group=[row["split_group"] for row in meta],
+        fold=np.where(known, np.unique(groups, return_inverse=True)[1] % 2, -1),
+        split_group=groups,
     )
 
 

@@ -79,7 +79,7 @@ def page():
 class Outline(HTMLParser):
     """Collects ids, tags and external references; complains about tags closed out of order."""
 
-    VOID = ("meta", "img", "input", "br", "line", "circle", "polyline")
+    VOID = ("meta", "img", "input", "br", "wbr", "line", "circle", "polyline")
 
     def __init__(self):
         super().__init__()
