@@ -9,11 +9,10 @@ import scipy.sparse as sp
 from numba import njit, prange
 from numpy.typing import NDArray
 
-from stacker._inputs import Rows
+from stacker._inputs import CHUNK, Rows, over_rows
 
 __all__ = ["best_sets", "count_hits"]
 
-CHUNK = 128
 SERIAL_LABELS = 100_000
 # Classes above this probability are convolved one by one; those below enter the label count
 # through N_POWERS power sums, whose error is about mean * (2 * FLOOR) ** N_POWERS = 1e-14.
@@ -99,34 +98,31 @@ def best_sets(
     low, high = (none if bound is None else bound for bound in (group_min, group_max))
     chosen = np.zeros(len(rows.values), dtype=np.int8)
     scores = np.empty(rows.n_rows)
-    _best_sets(
-        rows.values,
-        rows.indices,
-        rows.indptr,
-        beta * beta,
-        empty_score,
-        max_labels,
-        group,
-        low,
-        high,
-        chosen,
-        scores,
-    )
+    rule = (beta * beta, empty_score, max_labels, group, low, high)
+    flat = (rows.values, rows.indices, rows.indptr)
+    over_rows(rows, _best_sets, _best_sets_threads, *flat, *rule, chosen, scores)
     return chosen, scores
 
 
 @njit(parallel=True, cache=True)
-def _best_sets(  # type: ignore[no-untyped-def]
-    values, indices, indptr, beta2, empty, max_labels, group, low, high, chosen, scores
+def _best_sets_threads(  # type: ignore[no-untyped-def]
+    values, indices, indptr, beta2, empty, most, group, low, high, chosen, scores, n_chunks
 ):
-    n_images = len(indptr) - 1
-    for chunk in prange((n_images + CHUNK - 1) // CHUNK):
-        for i in range(chunk * CHUNK, min(n_images, (chunk + 1) * CHUNK)):
-            a, b = indptr[i], indptr[i + 1]
-            row = indices[a:b] if len(indices) else indices
-            scores[i] = _best_set(
-                values[a:b], row, beta2, empty, max_labels, group, low, high, chosen[a:b]
-            )
+    for c in prange(n_chunks):
+        a, b = c * CHUNK, min((c + 1) * CHUNK, len(scores))
+        _best_sets(
+            values, indices, indptr, beta2, empty, most, group, low, high, chosen, scores, a, b
+        )
+
+
+@njit(cache=True)
+def _best_sets(  # type: ignore[no-untyped-def]
+    values, indices, indptr, beta2, empty, most, group, low, high, chosen, scores, start, stop
+):
+    for i in range(start, stop):
+        a, b = indptr[i], indptr[i + 1]
+        row = indices[a:b] if len(indices) else indices
+        scores[i] = _best_set(values[a:b], row, beta2, empty, most, group, low, high, chosen[a:b])
 
 
 @njit(cache=True)

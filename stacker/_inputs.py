@@ -4,6 +4,7 @@ Inside the package a matrix is either a C-ordered array or a canonical ``csr_arr
 read both through `Rows`, three flat arrays.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -22,10 +23,16 @@ __all__ = [
     "check_same_shape",
     "entry_columns",
     "group_names_and_codes",
+    "over_rows",
 ]
 
 # A C-ordered ndarray or a canonical csr_array; scipy is untyped here.
 Matrix: TypeAlias = Any
+
+
+# Rows that one task of a threaded kernel takes at a time.
+CHUNK = 128
+SERIAL_ENTRIES = 4_000_000
 
 
 class Rows(NamedTuple):
@@ -60,6 +67,19 @@ def as_rows(matrix: Matrix) -> Rows:
 def _writable(values: NDArray[Any]) -> NDArray[Any]:
     """Copy a read-only array: numba would compile every kernel again for it."""
     return values if values.flags.writeable else values.copy()
+
+
+def over_rows(
+    rows: Rows, one_thread: Callable[..., None], threads: Callable[..., None], *args: Any
+) -> None:
+    """Run a kernel over all rows: ``one_thread(*args, 0, n_rows)``, or in threads if it pays.
+
+    On a small matrix, or a busy machine, waking threads takes longer than the work.
+    """
+    if len(rows.values) < SERIAL_ENTRIES:
+        one_thread(*args, 0, rows.n_rows)
+    else:
+        threads(*args, (rows.n_rows + CHUNK - 1) // CHUNK)
 
 
 def entry_columns(rows: Rows) -> NDArray[np.int32]:

@@ -12,7 +12,7 @@ from numba import njit, prange
 from numpy.typing import NDArray
 
 from stacker._fbeta_kernels import _heapify, _pop
-from stacker._inputs import Matrix, Rows
+from stacker._inputs import CHUNK, Matrix, Rows, over_rows
 
 __all__ = [
     "Bounds",
@@ -21,7 +21,6 @@ __all__ = [
     "fill_required",
     "rank_keys",
     "ratio_keys",
-    "row_max",
 ]
 
 Keys = NDArray[np.float32]
@@ -42,21 +41,9 @@ class Bounds(NamedTuple):
         return bool((self.low > 0).any() or (self.high < sizes).any())
 
 
-def row_max(rows: Rows) -> Keys:
-    """Largest value of each image, 0 for an image without entries."""
-    top = np.zeros(rows.n_rows, np.float32)
-    filled = np.flatnonzero(np.diff(rows.indptr))
-    if len(filled):
-        top[filled] = np.maximum.reduceat(rows.values, rows.indptr[filled])
-    return top
-
-
 def ratio_keys(rows: Rows) -> Keys:
     """Probabilities over their image's largest."""
-    top = row_max(rows)
-    top[top == 0] = 1
-    keys: Keys = np.divide(rows.values, np.repeat(top, np.diff(rows.indptr)), dtype=np.float32)
-    return keys
+    return affine_keys(rows, offset=0.0)
 
 
 def affine_keys(rows: Rows, *, slope: float | None = None, offset: float | None = None) -> Keys:
@@ -66,14 +53,34 @@ def affine_keys(rows: Rows, *, slope: float | None = None, offset: float | None 
     (p - offset) / max(p) and its threshold the slope. Neither is ever negative, so a key of 0 or
     less is never selected.
     """
-    top = np.repeat(row_max(rows), np.diff(rows.indptr))
-    keys = np.full(len(rows.values), -1, np.float32)
-    some = rows.values > 0
-    if slope is not None:
-        keys[some] = rows.values[some] - np.float32(slope) * top[some]
-    else:
-        keys[some] = (rows.values[some] - np.float32(offset)) / top[some]
+    keys = np.empty(len(rows.values), np.float32)
+    given = np.float32(slope if offset is None else offset)
+    args = (rows.values, rows.indptr, given, slope is not None, keys)
+    over_rows(rows, _affine, _affine_threads, *args)
     return keys
+
+
+@njit(parallel=True, cache=True)
+def _affine_threads(values, indptr, given, is_slope, keys, n_chunks):  # type: ignore[no-untyped-def]
+    for c in prange(n_chunks):
+        _affine(
+            values, indptr, given, is_slope, keys, c * CHUNK, min((c + 1) * CHUNK, len(indptr) - 1)
+        )
+
+
+@njit(cache=True)
+def _affine(values, indptr, given, is_slope, keys, start, stop):  # type: ignore[no-untyped-def]
+    for i in range(start, stop):
+        top = np.float32(0.0)
+        for e in range(indptr[i], indptr[i + 1]):
+            top = max(top, values[e])
+        for e in range(indptr[i], indptr[i + 1]):
+            if values[e] <= 0:
+                keys[e] = np.float32(-1.0)
+            elif is_slope:
+                keys[e] = values[e] - given * top
+            else:
+                keys[e] = (values[e] - given) / top
 
 
 def rank_keys(rows: Rows, codes: NDArray[np.int32]) -> Keys:
@@ -82,7 +89,9 @@ def rank_keys(rows: Rows, codes: NDArray[np.int32]) -> Keys:
     Ranks past MOST_RANKS in the image are not worked out; their key is 0.
     """
     keys = np.zeros(len(rows.values), np.float32)
-    _rank(rows.values, rows.indices, rows.indptr, codes, int(codes.max(initial=0)) + 1, keys)
+    taken = int(codes.max(initial=0)) + 1
+    args = (rows.values, rows.indices, rows.indptr, codes, taken, keys)
+    over_rows(rows, _rank, _rank_threads, *args)
     return keys
 
 
@@ -91,7 +100,8 @@ def bounded_keys(rows: Rows, keys: Keys, bounds: Bounds) -> Keys:
     if not bounds.binding:
         return keys
     keys = keys.copy()
-    _bound(keys, rows.indices, rows.indptr, bounds.codes, bounds.low, bounds.high)
+    args = (keys, rows.indices, rows.indptr, bounds.codes, bounds.low, bounds.high)
+    over_rows(rows, _bound, _bound_threads, *args)
     return keys
 
 
@@ -112,8 +122,19 @@ def fill_required(probs: Matrix, bounds: Bounds) -> Matrix:
 
 
 @njit(parallel=True, cache=True)
-def _rank(values, indices, indptr, codes, n_groups, keys):  # type: ignore[no-untyped-def]
-    for i in prange(len(indptr) - 1):
+def _rank_threads(  # type: ignore[no-untyped-def]
+    values, indices, indptr, codes, n_groups, keys, n_chunks
+):
+    for c in prange(n_chunks):
+        a, b = c * CHUNK, min((c + 1) * CHUNK, len(indptr) - 1)
+        _rank(values, indices, indptr, codes, n_groups, keys, a, b)
+
+
+@njit(cache=True)
+def _rank(  # type: ignore[no-untyped-def]
+    values, indices, indptr, codes, n_groups, keys, start, stop
+):
+    for i in range(start, stop):
         a, b = indptr[i], indptr[i + 1]
         order = np.arange(b - a)
         taken = np.zeros(n_groups, np.int64)
@@ -128,8 +149,15 @@ def _rank(values, indices, indptr, codes, n_groups, keys):  # type: ignore[no-un
 
 
 @njit(parallel=True, cache=True)
-def _bound(keys, indices, indptr, codes, low, high):  # type: ignore[no-untyped-def]
-    for i in prange(len(indptr) - 1):
+def _bound_threads(keys, indices, indptr, codes, low, high, n_chunks):  # type: ignore[no-untyped-def]
+    for c in prange(n_chunks):
+        a, b = c * CHUNK, min((c + 1) * CHUNK, len(indptr) - 1)
+        _bound(keys, indices, indptr, codes, low, high, a, b)
+
+
+@njit(cache=True)
+def _bound(keys, indices, indptr, codes, low, high, start, stop):  # type: ignore[no-untyped-def]
+    for i in range(start, stop):
         a, b = indptr[i], indptr[i + 1]
         row = keys[a:b].copy()
         order = np.arange(b - a)

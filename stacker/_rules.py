@@ -17,7 +17,7 @@ from stacker._calibration_maps import log_odds
 from stacker._fbeta_kernels import best_sets
 from stacker._inputs import Matrix, as_rows, entry_columns
 from stacker._keys import Bounds, affine_keys, bounded_keys, rank_keys, ratio_keys
-from stacker._sweep import NOTHING, Counts, Pairs, add_selected, best_cut, class_cuts, find_pairs
+from stacker._sweep import NOTHING, Search, class_cuts, cuts_by_code
 from stacker.calibration import ProbabilityCalibrator
 
 __all__ = ["RULES", "Params", "Problem", "Task", "apply_rule"]
@@ -60,62 +60,23 @@ class Problem(NamedTuple):
 # ------------------------------------------------------------------------------------ searches
 
 
-def search(
-    problem: Problem, keys: NDArray[np.float32], codes: NDArray[np.int32], *, own_cut: bool = False
-) -> tuple[Pairs, Counts]:
-    """Pairs worth sorting, and the counts that the lower bounds force."""
-    task = problem.task
-    rows = as_rows(problem.probs)
+def make_search(problem: Problem, keys: NDArray[np.float32]) -> Search:
+    """Where a threshold on the keys is searched, the label-count bounds put into them."""
+    task, rows = problem.task, as_rows(problem.probs)
     rows = rows._replace(values=bounded_keys(rows, keys, task.bounds))
-    metric = (task.average, task.beta, task.empty_score)
-    return find_pairs(rows, problem.labels, codes, *metric, own_cut=own_cut)
+    return Search(rows, problem.labels, task.average, task.metric)
 
 
 def one_cut(problem: Problem, keys: NDArray[np.float32]) -> tuple[float, float]:
     """Find the best threshold on the keys, the same for all classes, and its F-beta."""
-    pairs, start = search(problem, keys, np.zeros_like(problem.task.class_group))
-    return best_cut(pairs, start, **problem.task.metric)
+    same = np.zeros_like(problem.task.class_group)
+    cuts, score = cuts_by_code(make_search(problem, keys), same)
+    return float(cuts[0]), score
 
 
 def group_cuts(problem: Problem, keys: NDArray[np.float32]) -> Floats:
-    """Find a threshold per class group by coordinate sweeps, the best of several starts."""
-    codes, metric = problem.task.class_group, problem.task.metric
-    n_groups = int(codes.max(initial=0)) + 1
-    pairs, start = search(problem, keys, codes)
-    one = best_cut(pairs, start, **metric)[0]
-    per_group = [pairs.take(codes[pairs.columns] == g) for g in range(n_groups)]
-    alone = [best_cut(mine, start, **metric)[0] for mine in per_group]
-    firsts = [np.full(n_groups, one), np.array(alone)]
-    found = [_descend(per_group, start, first, metric) for first in firsts]
-    return max(found, key=lambda pair: pair[0])[1]
-
-
-def _descend(
-    per_group: list[Pairs], start: Counts, cuts: Floats, metric: dict[str, float]
-) -> tuple[float, Floats]:
-    """Sweep one group's threshold at a time, the others fixed, until nothing improves."""
-    now = start
-    for pairs, cut in zip(per_group, cuts, strict=True):
-        now = add_selected(now, pairs, cut)
-    score = float(now.fbeta(**metric).mean())
-    for _ in range(20):
-        before = score
-        for g, pairs in enumerate(per_group):
-            rest = _without(now, pairs, cuts[g])
-            cut, found = best_cut(pairs, rest, **metric)
-            if found > score + 1e-12:
-                cuts[g], score = cut, found
-                now = add_selected(rest, pairs, cut)
-        if score <= before + 1e-9:
-            break
-    return score, cuts
-
-
-def _without(counts: Counts, pairs: Pairs, cut: float) -> Counts:
-    """Take a group's selected pairs out of the counts again."""
-    none = Counts(counts.n_true, np.zeros_like(counts.n_pred), np.zeros_like(counts.tp))
-    mine = add_selected(none, pairs, cut)
-    return Counts(counts.n_true, counts.n_pred - mine.n_pred, counts.tp - mine.tp)
+    """Find a threshold for each class group."""
+    return cuts_by_code(make_search(problem, keys), problem.task.class_group)[0]
 
 
 # --------------------------------------------------------------------------- fitting the rules
@@ -179,11 +140,8 @@ def _shrunk_class_cuts(problem: Problem) -> Floats:
     A class with n positives keeps n / (n + shrinkage) of the difference.
     """
     keys = as_rows(problem.probs).values
-    codes = np.arange(len(problem.task.class_group), dtype=np.int32)
-    pairs, start = search(problem, keys, codes, own_cut=True)
-    own = class_cuts(pairs, start, **problem.task.metric)
+    own, n = class_cuts(make_search(problem, keys))
     common = min(one_cut(problem, keys)[0], 1.0)
-    n = start.n_true
     weight = n / np.maximum(n + problem.task.shrinkage, 1e-9)
     own = np.where(np.isnan(own), common, np.minimum(own, 1.0))
     return expit(weight * log_odds(own) + (1 - weight) * log_odds(np.array(common)))

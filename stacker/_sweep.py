@@ -1,13 +1,13 @@
-"""Exact threshold search: rule out what cannot win, sort the rest once, sweep every cut-off.
+"""Exact threshold search: sort the scores that can matter once, then sweep every cut-off.
 
 A *unit* is what the average runs over: an image (``"samples"``), a class (``"macro"``) or
 everything (``"micro"``). Walking down the sorted keys, each step adds one pair to one unit, so the
 mean F-beta of every possible cut-off costs O(N log N) for all of them together.
 
-Most pairs need no sorting. Below a key at which unit u has n_pred predictions, its F-beta is at
-most (1 + beta^2) n / (beta^2 n + max(n, n_pred)) with n its true labels; where the mean of that
-falls under an F-beta already reached, no cut-off can be best. One pass over the pairs, counted in
-octaves of the key, finds this floor.
+Most pairs need no sorting. At a key below which a unit has n_pred predictions already, its F-beta
+is at most (1 + beta^2) n / (beta^2 n + max(n, n_pred)), n its true labels. A search that kept only
+the keys above a floor is exact if the mean of this bound at the floor is under the F-beta it
+found; else the floor is lowered and the search repeated.
 """
 
 from typing import Any, NamedTuple
@@ -17,26 +17,25 @@ import scipy.sparse as sp
 from numba import njit, prange
 from numpy.typing import NDArray
 
-from stacker._inputs import Rows
+from stacker._inputs import CHUNK, Rows, over_rows
 
-__all__ = ["NOTHING", "Counts", "Pairs", "add_selected", "best_cut", "class_cuts", "find_pairs"]
+__all__ = ["NOTHING", "Counts", "Pairs", "add_selected", "best_cut", "class_cuts", "cuts_by_code"]
 
 # A threshold above every key: nothing is selected but what a lower bound forces (key inf).
 NOTHING = 4.0
-N_BUCKETS = 32
-Flat = tuple[NDArray[Any], ...]  # keys, indices, indptr, label indices, label indptr
+FLOORS = tuple(np.array([2.0**-6, 2.0**-10, 2.0**-15, 1e-38], np.float32))
 UNIT_KINDS = {"samples": 0, "macro": 1, "micro": 2}
 
 
 class Pairs(NamedTuple):
-    """(image, class) pairs that a threshold may select."""
+    """(image, class) pairs that a threshold may select, by falling key."""
 
     keys: NDArray[np.float32]  # scores above 0; the threshold is one of their midpoints
     units: NDArray[np.int32]
     hits: NDArray[np.bool_]  # whether the label is true
     columns: NDArray[np.int32]
 
-    def take(self, which: NDArray[np.bool_] | NDArray[np.intp]) -> "Pairs":
+    def take(self, which: slice | NDArray[np.bool_] | NDArray[np.intp]) -> "Pairs":
         """Select pairs."""
         return Pairs(self.keys[which], self.units[which], self.hits[which], self.columns[which])
 
@@ -56,57 +55,51 @@ class Counts(NamedTuple):
         return scores
 
 
-def nothing_selected(labels: sp.csr_array, average: str) -> Counts:
-    """Count each unit before anything is predicted."""
-    if average == "samples":
-        n_true = np.diff(labels.indptr).astype(np.int64)
-    elif average == "macro":
-        n_true = np.bincount(labels.indices, minlength=labels.shape[1]).astype(np.int64)
-    else:
-        n_true = np.array([labels.nnz], dtype=np.int64)
-    return Counts(n_true, np.zeros_like(n_true), np.zeros_like(n_true))
+class Search(NamedTuple):
+    """Where thresholds are searched."""
+
+    rows: Rows  # keys (float32): at most 0 is never selected, inf always
+    labels: sp.csr_array  # (n_images, n_classes)
+    average: str
+    metric: dict[str, float]  # beta and empty_score
 
 
-def find_pairs(
-    rows: Rows,
-    labels: sp.csr_array,
-    codes: NDArray[np.int32],
-    average: str,
-    beta: float,
-    empty_score: float,
-    *,
-    own_cut: bool = False,
-) -> tuple[Pairs, Counts]:
-    """Pairs that the best thresholds may select, and the counts that forced pairs give.
+def cuts_by_code(search: Search, codes: NDArray[np.int32]) -> tuple[NDArray[np.float64], float]:
+    """Best thresholds, one for the classes of each code, and the mean F-beta they reach.
 
-    Parameters
-    ----------
-    rows : Rows
-        Keys (float32): at most 0 is never selected, inf always.
-    labels : csr_array of shape (n_images, n_classes)
-        True labels.
-    codes : int32 array of shape (n_classes,)
-        Classes of one code share a threshold.
-    average, beta, empty_score
-        The metric.
-    own_cut : bool
-        Codes are classes, units are classes: each class has a best F-beta of its own, which
-        gives a floor of its own.
+    One code: exact. Several: coordinate sweeps, each exact given the others, from the best common
+    threshold and from each code's best threshold alone.
     """
-    start = nothing_selected(labels, average)
-    kind = UNIT_KINDS[average]
-    flat = (rows.values, rows.indices, rows.indptr, labels.indices, labels.indptr)
-    metric = {"beta": beta, "empty_score": empty_score}
-    if own_cut:
-        floor = _class_floors(_buckets(flat, codes, -1, kind, len(start.n_true)), start, metric)
-    else:
-        floor = _group_floors(flat, codes, kind, start, metric)[codes]
-    keys, units, hits, columns = _gather(*flat, floor, kind)
-    pairs = Pairs(keys, units, hits, columns)
-    forced = np.isinf(keys)
-    if forced.any():
-        return pairs.take(~forced), add_selected(start, pairs.take(forced), NOTHING)
-    return pairs, start
+    n_codes = int(codes.max(initial=0)) + 1
+    floors = np.full(n_codes, FLOORS[0])
+    while True:
+        pairs, start = _find_pairs(search, floors[codes])
+        cuts, reached = _search(pairs, start, codes, search.metric)
+        open_codes = [
+            g
+            for g in range(n_codes)
+            if _possible(pairs.units[codes[pairs.columns] == g], start, search.metric)
+            >= reached - 1e-9
+            and floors[g] > FLOORS[-1]
+        ]
+        if not open_codes:
+            return cuts, reached
+        floors[open_codes] = [FLOORS[FLOORS.index(floors[g]) + 1] for g in open_codes]
+
+
+def class_cuts(search: Search) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Threshold of each class by its own F-beta (NaN without true labels), and its true labels."""
+    n_classes = search.rows.n_columns
+    floors = np.full(n_classes, FLOORS[1])
+    while True:
+        pairs, start = _find_pairs(search._replace(average="macro"), floors)
+        cuts, reached = _own_cuts(pairs, start, search.metric)
+        n_pred = start.n_pred + np.bincount(pairs.columns, minlength=n_classes)
+        bound = _bound(n_pred, start.n_true, search.metric)
+        lower = (start.n_true > 0) & (bound >= reached - 1e-9) & (floors > FLOORS[-1])
+        if not lower.any():
+            return cuts, start.n_true
+        floors[lower] = [FLOORS[FLOORS.index(floor) + 1] for floor in floors[lower]]
 
 
 def best_cut(
@@ -117,7 +110,8 @@ def best_cut(
     Parameters
     ----------
     pairs : Pairs
-        Pairs open to selection: those with ``key >= threshold`` are added to `start`.
+        Pairs open to selection, by falling key: those with ``key >= threshold`` are added to
+        `start`.
     start : Counts
         Counts before any of them is selected.
     beta, empty_score : float
@@ -130,39 +124,83 @@ def best_cut(
     score : float
         Mean F-beta over units at that threshold.
     """
-    order = np.argsort(-pairs.keys)
-    keys, units, hits, _ = pairs.take(order)
     counts = (start.n_true, start.n_pred.copy(), start.tp.copy())
-    last, total = _sweep(keys, units, hits, *counts, beta * beta, empty_score)
-    return _between(keys, last), total / len(start.n_true)
-
-
-def class_cuts(
-    pairs: Pairs, start: Counts, *, beta: float, empty_score: float
-) -> NDArray[np.float64]:
-    """Best threshold of each class by its own F-beta; NaN for a class without true labels."""
-    order = np.lexsort((-pairs.keys, pairs.columns))
-    keys, _, hits, columns = pairs.take(order)
-    edges = np.searchsorted(columns, np.arange(len(start.n_true) + 1))
-    cuts = np.full(len(start.n_true), np.nan)
-    for c in np.flatnonzero(start.n_true):
-        mine = slice(edges[c], edges[c + 1])
-        tp = start.tp[c] + np.cumsum(hits[mine])
-        n_pred = start.n_pred[c] + np.arange(1, len(tp) + 1)
-        score = (1 + beta**2) * tp / (beta**2 * start.n_true[c] + n_pred)
-        score[:-1][keys[mine][1:] == keys[mine][:-1]] = -1.0  # equal keys go together
-        best = int(score.argmax()) if len(score) and score.max() > 0 else -1
-        cuts[c] = _between(keys[mine], best)
-    return cuts
+    last, total = _sweep(pairs.keys, pairs.units, pairs.hits, *counts, beta * beta, empty_score)
+    return _between(pairs.keys, last), total / len(start.n_true)
 
 
 def add_selected(start: Counts, pairs: Pairs, threshold: float) -> Counts:
     """Add the pairs with ``key >= threshold`` to the counts."""
-    chosen = pairs.keys >= np.float32(threshold)
-    n_units = len(start.n_true)
-    n_pred = np.bincount(pairs.units[chosen], minlength=n_units)
-    tp = np.bincount(pairs.units[chosen & pairs.hits], minlength=n_units)
+    n_chosen = len(pairs.keys) - int(np.searchsorted(pairs.keys[::-1], np.float32(threshold)))
+    units, n_units = pairs.units[:n_chosen], len(start.n_true)
+    n_pred = np.bincount(units, minlength=n_units)
+    tp = np.bincount(units[pairs.hits[:n_chosen]], minlength=n_units)
     return Counts(start.n_true, start.n_pred + n_pred, start.tp + tp)
+
+
+# ---------------------------------------------------------------------------------- searching
+
+
+def _search(
+    pairs: Pairs, start: Counts, codes: NDArray[np.int32], metric: dict[str, float]
+) -> tuple[NDArray[np.float64], float]:
+    n_codes = int(codes.max(initial=0)) + 1
+    one, score = best_cut(pairs, start, **metric)
+    if n_codes == 1:
+        return np.array([one]), score
+    code_of_pair = codes[pairs.columns]
+    parts = [pairs.take(code_of_pair == g) for g in range(n_codes)]
+    alone = np.array([best_cut(part, start, **metric)[0] for part in parts])
+    found = [_descend(parts, start, cuts, metric) for cuts in (np.full(n_codes, one), alone)]
+    return max(found, key=lambda pair: pair[1])
+
+
+def _descend(
+    parts: list[Pairs], start: Counts, cuts: NDArray[np.float64], metric: dict[str, float]
+) -> tuple[NDArray[np.float64], float]:
+    """Sweep one code's threshold at a time, the others fixed, until nothing improves."""
+    now = start
+    for pairs, cut in zip(parts, cuts, strict=True):
+        now = add_selected(now, pairs, cut)
+    score = float(now.fbeta(**metric).mean())
+    for _ in range(20):
+        before = score
+        for g, pairs in enumerate(parts):
+            rest = _without(now, pairs, cuts[g])
+            cut, found = best_cut(pairs, rest, **metric)
+            if found > score + 1e-12:
+                cuts[g], score = cut, found
+                now = add_selected(rest, pairs, cut)
+        if score <= before + 1e-9:
+            break
+    return cuts, score
+
+
+def _without(counts: Counts, pairs: Pairs, cut: float) -> Counts:
+    """Take a code's selected pairs out of the counts again."""
+    none = Counts(counts.n_true, np.zeros_like(counts.n_pred), np.zeros_like(counts.tp))
+    mine = add_selected(none, pairs, cut)
+    return Counts(counts.n_true, counts.n_pred - mine.n_pred, counts.tp - mine.tp)
+
+
+def _own_cuts(
+    pairs: Pairs, start: Counts, metric: dict[str, float]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Best threshold of each class and the F-beta that it reaches."""
+    n_classes, beta2 = len(start.n_true), metric["beta"] ** 2
+    keys, _, hits, columns = pairs.take(np.argsort(pairs.columns, kind="stable"))
+    edges = np.searchsorted(columns, np.arange(n_classes + 1))
+    cuts, reached = np.full(n_classes, np.nan), start.fbeta(**metric)
+    for c in np.flatnonzero(start.n_true):
+        mine = slice(edges[c], edges[c + 1])
+        tp = start.tp[c] + np.cumsum(hits[mine])
+        n_pred = start.n_pred[c] + np.arange(1, len(tp) + 1)
+        score = (1 + beta2) * tp / (beta2 * start.n_true[c] + n_pred)
+        score[:-1][keys[mine][1:] == keys[mine][:-1]] = -1.0  # equal keys go together
+        best = int(score.argmax()) if len(score) and score.max() > reached[c] else -1
+        cuts[c] = _between(keys[mine], best)
+        reached[c] = max(reached[c], score[best]) if best >= 0 else reached[c]
+    return cuts, reached
 
 
 def _between(keys: NDArray[np.float32], last: int) -> float:
@@ -201,47 +239,13 @@ def _ratio(tp, n_true, n_pred, beta2, empty):  # type: ignore[no-untyped-def]
     return (1.0 + beta2) * tp / below if below > 0 else empty
 
 
-# ------------------------------------------------------------------------------------ floors
+# ------------------------------------------------------------------------------- finding pairs
 
 
-class Buckets(NamedTuple):
-    """Pairs and hits of each unit with a key in a bucket or above it."""
-
-    n_pred: NDArray[np.int64]  # (N_BUCKETS, n_units)
-    tp: NDArray[np.int64]
-
-
-def _buckets(flat: Flat, codes: NDArray[np.int32], code: int, kind: int, n_units: int) -> Buckets:
-    counts = _count_buckets(*flat, codes, code, kind, n_units)
-    per_bucket = (part.sum(axis=0, dtype=np.int64).T[::-1] for part in counts)
-    return Buckets(*(np.cumsum(part, axis=0)[::-1] for part in per_bucket))
-
-
-def _group_floors(
-    flat: Flat, codes: NDArray[np.int32], kind: int, start: Counts, metric: dict[str, float]
-) -> NDArray[np.float32]:
-    """Floor of the keys for each code, valid for every joint choice of thresholds."""
-    n_codes = int(codes.max(initial=0)) + 1
-    n_units = len(start.n_true)
-    everything = _buckets(flat, codes, -1, kind, n_units)
-    reached = max(
-        Counts(start.n_true, n_pred, tp).fbeta(**metric).mean()
-        for n_pred, tp in zip(*everything, strict=True)
-    )
-    floors = np.empty(n_codes, np.float32)
-    for g in range(n_codes):
-        mine = everything if n_codes == 1 else _buckets(flat, codes, g, kind, n_units)
-        floors[g] = _floor(mine, start, metric, reached)
-    return floors
-
-
-def _floor(buckets: Buckets, start: Counts, metric: dict[str, float], reached: float) -> np.float32:
-    """Lowest key at which a mean F-beta of `reached` is still possible."""
-    # From the top bucket down: the bound only falls, so the first miss ends the search.
-    for b in range(N_BUCKETS - 1, 0, -1):
-        if _bound(buckets.n_pred[b], start.n_true, metric).mean() < reached - 1e-9:
-            return _bucket_edge(b)
-    return np.float32(0.0)
+def _possible(units: NDArray[np.int32], start: Counts, metric: dict[str, float]) -> float:
+    """Mean F-beta that is still possible once these pairs are selected, and maybe others."""
+    n_pred = start.n_pred + np.bincount(units, minlength=len(start.n_true))
+    return float(_bound(n_pred, start.n_true, metric).mean())
 
 
 def _bound(
@@ -251,91 +255,100 @@ def _bound(
     return Counts(n_true, np.maximum(n_pred, n_true), n_true).fbeta(**metric)
 
 
-def _class_floors(buckets: Buckets, start: Counts, metric: dict[str, float]) -> NDArray[np.float32]:
-    """Floor of each class, from its own best F-beta over the bucket edges."""
-    n_true = np.broadcast_to(start.n_true, buckets.n_pred.shape)
-    reached = Counts(n_true, buckets.n_pred, buckets.tp).fbeta(**metric).max(axis=0)
-    beaten = _bound(buckets.n_pred, n_true, metric) < reached - 1e-9
-    # Low buckets are beaten, high ones are not; no class without true labels needs a pair.
-    edges = np.array([_bucket_edge(b) for b in range(N_BUCKETS)], np.float32)
-    last = np.maximum(beaten.sum(axis=0) - 1, 0)
-    return np.where(start.n_true > 0, edges[last], np.float32(np.inf))
+def _find_pairs(search: Search, floor: NDArray[np.float32]) -> tuple[Pairs, Counts]:
+    """Pairs with keys from their class's floor up, and the counts that forced pairs give."""
+    rows, labels = search.rows, search.labels
+    counted = np.zeros(rows.n_rows, np.int64)
+    flat: tuple[Any, ...] = (rows.values, rows.indices, rows.indptr, floor, floor.min(initial=1))
+    over_rows(rows, _count_above, _count_above_threads, *flat, counted)
+    starts = np.concatenate([[0], np.cumsum(counted)])
+    n = int(starts[-1])
+    out = (np.empty(n, np.float32), np.empty(n, np.int32), np.empty(n, np.bool_))
+    columns = np.empty(n, np.int32)
+    truth = (labels.indices, labels.indptr.astype(np.int64))
+    kind = UNIT_KINDS[search.average]
+    over_rows(rows, _fill, _fill_threads, *flat, *truth, kind, starts, *out, columns)
+    pairs = Pairs(*out, columns)
+    pairs = pairs.take(np.argsort(-pairs.keys))
+    start = _nothing_selected(labels, search.average)
+    n_forced = int(np.searchsorted(-pairs.keys, -np.float32(NOTHING)))
+    start = add_selected(start, pairs.take(slice(None, n_forced)), NOTHING)
+    return pairs.take(slice(n_forced, None)), start
 
 
-def _bucket_edge(b: int) -> np.float32:
-    """Smallest key of a bucket: one an octave, the last from 2 upwards, the first from 0."""
-    bits = np.array([b - (N_BUCKETS - 1) + 128], np.uint32) << np.uint32(23)
-    return np.float32(bits.view(np.float32)[0]) if b > 0 else np.float32(0.0)
+def _nothing_selected(labels: sp.csr_array, average: str) -> Counts:
+    """Count each unit before anything is predicted."""
+    if average == "samples":
+        n_true = np.diff(labels.indptr).astype(np.int64)
+    elif average == "macro":
+        n_true = np.bincount(labels.indices, minlength=labels.shape[1]).astype(np.int64)
+    else:
+        n_true = np.array([labels.nnz], dtype=np.int64)
+    return Counts(n_true, np.zeros_like(n_true), np.zeros_like(n_true))
+
+
+@njit(parallel=True, cache=True)
+def _count_above_threads(  # type: ignore[no-untyped-def]
+    keys, indices, indptr, floor, lowest, counted, n_chunks
+):
+    for c in prange(n_chunks):
+        a, b = c * CHUNK, min((c + 1) * CHUNK, len(counted))
+        _count_above(keys, indices, indptr, floor, lowest, counted, a, b)
 
 
 @njit(cache=True)
-def _bucket(bits):  # type: ignore[no-untyped-def]
-    """Bucket of the bits of a positive float32."""
-    b = (bits >> 23) - 128 + (N_BUCKETS - 1)
-    return min(max(b, 0), N_BUCKETS - 1)
-
-
-@njit(parallel=True, cache=True)
-def _count_buckets(  # type: ignore[no-untyped-def]
-    keys, indices, indptr, label_indices, label_indptr, codes, code, kind, n_units
+def _count_above(  # type: ignore[no-untyped-def]
+    keys, indices, indptr, floor, lowest, counted, start, stop
 ):
-    """Pairs and hits of each unit in each bucket, over the classes of one code (-1: all)."""
-    n_images = len(indptr) - 1
-    bits = keys.view(np.int32)
-    n_chunks = min(n_images, 8)
-    n_parts = 1 if kind == 0 else n_chunks
-    total = np.zeros((n_parts, n_units, N_BUCKETS), np.int32)
-    hits = np.zeros((n_parts, n_units, N_BUCKETS), np.int32)
-    for chunk in prange(n_chunks):
-        marked = np.zeros(len(codes), np.bool_)
-        part = np.int64(chunk) if n_parts > 1 else np.int64(0)
-        for i in range(chunk * n_images // n_chunks, (chunk + 1) * n_images // n_chunks):
-            for e in range(label_indptr[i], label_indptr[i + 1]):
-                marked[label_indices[e]] = True
-            for e in range(indptr[i], indptr[i + 1]):
-                if bits[e] <= 0:  # a float32 and its bits have the same sign
-                    continue
-                c = indices[e] if len(indices) else e - indptr[i]
-                if code >= 0 and codes[c] != code:
-                    continue
-                u = i if kind == 0 else (c if kind == 1 else 0)
-                b = _bucket(bits[e])
-                total[part, u, b] += 1
-                hits[part, u, b] += marked[c]
-            for e in range(label_indptr[i], label_indptr[i + 1]):
-                marked[label_indices[e]] = False
-    return total, hits
-
-
-@njit(parallel=True, cache=True)
-def _gather(  # type: ignore[no-untyped-def]
-    keys, indices, indptr, label_indices, label_indptr, floor, kind
-):
-    """Pairs whose key is above 0 and at least their class's floor."""
-    n_images = len(indptr) - 1
-    starts = np.zeros(n_images + 1, np.int64)
-    for i in prange(n_images):
+    for i in range(start, stop):
         n = 0
         for e in range(indptr[i], indptr[i + 1]):
-            c = indices[e] if len(indices) else e - indptr[i]
-            n += keys[e] > 0 and keys[e] >= floor[c]
-        starts[i + 1] = n
-    for i in range(n_images):
-        starts[i + 1] += starts[i]
-    n = starts[n_images]
-    out_keys, units = np.empty(n, np.float32), np.empty(n, np.int32)
-    hits, columns = np.empty(n, np.bool_), np.empty(n, np.int32)
-    for i in prange(n_images):
-        at = starts[i]
-        label, last = label_indptr[i], label_indptr[i + 1]
+            if keys[e] >= lowest:
+                n += keys[e] >= floor[indices[e] if len(indices) else e - indptr[i]]
+        counted[i] = n
+
+
+@njit(parallel=True, cache=True)
+def _fill_threads(  # type: ignore[no-untyped-def]
+    keys, indices, indptr, floor, lowest, label, label_ptr, kind, starts, k, u, h, cols, n_chunks
+):
+    for c in prange(n_chunks):
+        a, b = c * CHUNK, min((c + 1) * CHUNK, len(starts) - 1)
+        _fill(
+            keys,
+            indices,
+            indptr,
+            floor,
+            lowest,
+            label,
+            label_ptr,
+            kind,
+            starts,
+            k,
+            u,
+            h,
+            cols,
+            a,
+            b,
+        )
+
+
+@njit(cache=True)
+def _fill(  # type: ignore[no-untyped-def]
+    keys, indices, indptr, floor, lowest, label, label_ptr, kind, starts, k, u, h, cols, start, stop
+):
+    """Write key, unit, hit and column of each pair from its row's place on."""
+    for i in range(start, stop):
+        at, next_label = starts[i], label_ptr[i]
         for e in range(indptr[i], indptr[i + 1]):
-            c = indices[e] if len(indices) else e - indptr[i]
-            if not (keys[e] > 0 and keys[e] >= floor[c]):
+            if not keys[e] >= lowest:
                 continue
-            while label < last and label_indices[label] < c:
-                label += 1
-            out_keys[at], columns[at] = keys[e], c
-            hits[at] = label < last and label_indices[label] == c
-            units[at] = i if kind == 0 else (c if kind == 1 else 0)
+            c = indices[e] if len(indices) else e - indptr[i]
+            if not keys[e] >= floor[c]:
+                continue
+            while next_label < label_ptr[i + 1] and label[next_label] < c:
+                next_label += 1
+            k[at], cols[at] = keys[e], c
+            u[at] = i if kind == 0 else (c if kind == 1 else 0)
+            h[at] = next_label < label_ptr[i + 1] and label[next_label] == c
             at += 1
-    return out_keys, units, hits, columns
