@@ -9,16 +9,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
-from numba import njit
+from numba import njit, prange
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 from scipy.special import expit, log_expit
 
-from stacker._inputs import Matrix, as_rows
+from stacker._inputs import CHUNK, Matrix, Rows, as_rows, over_rows
 
 __all__ = [
     "N_BINS",
     "BinCounts",
+    "apply_curves",
     "bin_pairs",
     "fit_curve",
     "fit_isotonic",
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 N_BINS = 256
+PARTED_ENTRIES = 20_000_000
 # Log-odds beyond this are cut: p = 1 (float16 rounds 0.9998 to it) must stay finite.
 LIMIT = 16.0
 Floats = NDArray[np.float64]
@@ -55,41 +57,120 @@ def bin_pairs(
     probs: Matrix, labels: sp.csr_array, fold: NDArray[np.integer[Any]], n_folds: int
 ) -> BinCounts:
     """Count the pairs of a probability matrix."""
-    shape = (n_folds, probs.shape[1], N_BINS)
-    total, positive = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    sums = np.zeros(N_BINS)
     rows = as_rows(probs)
-    truth = (labels.indices, labels.indptr)
-    _count(
-        rows.values, rows.indices, rows.indptr, *truth, fold.astype(np.int64), total, positive, sums
-    )
-    pooled = total.sum(axis=(0, 1), dtype=np.float64)
+    # One set of counts for each of a few ranges of images, so that threads never share one.
+    n_parts = 4 if len(rows.values) > PARTED_ENTRIES else 1
+    shape = (n_parts, n_folds, probs.shape[1], N_BINS)
+    total, positive = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    sums = np.zeros((n_parts, N_BINS))
+    flat = (rows.values, rows.indices, rows.indptr, labels.indices, labels.indptr)
+    count = _count_parts if n_parts > 1 else _count_whole
+    count(*flat, fold.astype(np.int64), total, positive, sums)
+    whole = total.sum(axis=0, dtype=np.float64)
+    pooled = whole.sum(axis=(0, 1))
     middle = (np.arange(N_BINS) + 0.5) * (2 * LIMIT / N_BINS) - LIMIT
-    centre = np.divide(sums, pooled, out=middle, where=pooled > 0)
-    return BinCounts(total.astype(np.float64), positive.astype(np.float64), centre)
+    centre = np.divide(sums.sum(axis=0), pooled, out=middle, where=pooled > 0)
+    return BinCounts(whole, positive.sum(axis=0, dtype=np.float64), centre)
+
+
+@njit(parallel=True, cache=True)
+def _count_parts(  # type: ignore[no-untyped-def]
+    values, indices, indptr, label, label_ptr, fold, total, positive, sums
+):
+    n, n_parts = len(fold), len(total)
+    for k in prange(n_parts):
+        a, b = np.int64(k) * n // n_parts, (np.int64(k) + 1) * n // n_parts
+        part = (total[k], positive[k], sums[k])
+        _count(values, indices, indptr, label, label_ptr, fold, *part, a, b)
+
+
+@njit(cache=True)
+def _count_whole(  # type: ignore[no-untyped-def]
+    values, indices, indptr, label, label_ptr, fold, total, positive, sums
+):
+    part = (total[0], positive[0], sums[0])
+    _count(values, indices, indptr, label, label_ptr, fold, *part, 0, len(fold))
 
 
 @njit(cache=True)
 def _count(  # type: ignore[no-untyped-def]
-    values, indices, indptr, label_indices, label_indptr, fold, total, positive, sums
+    values, indices, indptr, label, label_ptr, fold, total, positive, sums, start, stop
 ):
     marked = np.zeros(total.shape[1], np.bool_)
     scale = N_BINS / (2 * LIMIT)
-    for i in range(len(indptr) - 1):
-        for e in range(label_indptr[i], label_indptr[i + 1]):
-            marked[label_indices[e]] = True
+    for i in range(start, stop):
+        for e in range(label_ptr[i], label_ptr[i + 1]):
+            marked[label[e]] = True
         for e in range(indptr[i], indptr[i + 1]):
-            p = float(values[e])
-            if p <= 0.0:
+            if values[e] <= 0.0:
                 continue
-            odds = min(max(np.log(p / (1.0 - p)), -LIMIT), LIMIT) if p < 1.0 else LIMIT
+            odds = _odds(float(values[e]))
             b = min(int((odds + LIMIT) * scale), N_BINS - 1)
             c = indices[e] if len(indices) else e - indptr[i]
             total[fold[i], c, b] += 1
             positive[fold[i], c, b] += marked[c]
             sums[b] += odds
-        for e in range(label_indptr[i], label_indptr[i + 1]):
-            marked[label_indices[e]] = False
+        for e in range(label_ptr[i], label_ptr[i + 1]):
+            marked[label[e]] = False
+
+
+@njit(cache=True)
+def _odds(p):  # type: ignore[no-untyped-def]
+    """Log-odds of a p above 0, cut to [-16, 16]."""
+    return min(max(np.log(p / (1.0 - p)), -LIMIT), LIMIT) if p < 1.0 else LIMIT
+
+
+def apply_curves(
+    rows: Rows, curve: Floats, of_class: NDArray[np.int32], offset: Floats
+) -> NDArray[np.float32]:
+    """Map probabilities through parametric curves; zeros stay.
+
+    Parameters
+    ----------
+    rows : Rows
+        Probabilities, float32.
+    curve : float64 array of shape (n_maps, 1), (n_maps, 2) or (n_maps, 3)
+        Coefficients of temperature, Platt or beta calibration.
+    of_class : int32 array of shape (n_classes,)
+        Map of each class.
+    offset : float64 array of shape (n_classes,)
+        Shift of each class's log-odds.
+    """
+    out = np.empty(len(rows.values), np.float32)
+    # All three families as a ln p - b ln(1 - p) + c.
+    width = curve.shape[1]
+    slopes = curve if width == 3 else curve[:, [0, 0]]
+    shift = curve[:, -1:] if width > 1 else np.zeros((len(curve), 1))
+    full = np.ascontiguousarray(np.hstack([slopes[:, :2], shift]))
+    args = (rows.values, rows.indices, rows.indptr, full, of_class, offset, out)
+    over_rows(rows, _curves, _curves_threads, *args)
+    return out
+
+
+@njit(parallel=True, cache=True)
+def _curves_threads(  # type: ignore[no-untyped-def]
+    values, indices, indptr, curve, of_class, offset, out, n_chunks
+):
+    for k in prange(n_chunks):
+        a, b = k * CHUNK, min((k + 1) * CHUNK, len(indptr) - 1)
+        _curves(values, indices, indptr, curve, of_class, offset, out, a, b)
+
+
+@njit(cache=True)
+def _curves(  # type: ignore[no-untyped-def]
+    values, indices, indptr, curve, of_class, offset, out, start, stop
+):
+    for i in range(start, stop):
+        for e in range(indptr[i], indptr[i + 1]):
+            if values[e] <= 0.0:
+                out[e] = 0.0
+                continue
+            c = indices[e] if len(indices) else e - indptr[i]
+            odds = _odds(float(values[e]))
+            log_no = -np.log1p(np.exp(odds))
+            m = of_class[c]
+            eta = curve[m, 0] * (odds + log_no) - curve[m, 1] * log_no + curve[m, 2] + offset[c]
+            out[e] = 1.0 / (1.0 + np.exp(-eta))
 
 
 def parametric_features(odds: Floats, method: str) -> Floats:

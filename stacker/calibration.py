@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from stacker._calibration_maps import (
     BinCounts,
+    apply_curves,
     bin_pairs,
     fit_curve,
     fit_isotonic,
@@ -172,7 +173,11 @@ class ProbabilityCalibrator(OneToOneFeatureMixin, TransformerMixin, BaseEstimato
         if self.method_ == "none":
             return probs
         rows = as_rows(probs)
-        values = _apply_map(self.method_, self.map_, rows.values, entry_columns(rows))
+        if self.method_ in PARAMETRIC:
+            fitted = (self.map_[name] for name in ("curve", "of_class", "offset"))
+            values = apply_curves(rows, *fitted)
+        else:
+            values = _apply_knots(self.method_, self.map_, rows.values, entry_columns(rows))
         if sp.issparse(probs):
             return sp.csr_array((values, probs.indices, probs.indptr), shape=probs.shape, copy=True)
         return values.reshape(probs.shape)
@@ -392,7 +397,7 @@ def _map_odds(
     return logit(level)
 
 
-def _apply_map(
+def _apply_knots(
     method: str,
     fitted: dict[str, NDArray[Any]],
     values: NDArray[np.float32],
@@ -404,6 +409,5 @@ def _apply_map(
     n_maps = int(fitted["of_class"].max(initial=0)) + 1
     for m in range(n_maps):
         mine = (values > 0) & (of_entry == m) if n_maps > 1 else values > 0
-        odds = _map_odds(method, fitted, m, log_odds(values[mine]))
-        out[mine] = expit(odds + fitted["offset"][columns[mine]])
+        out[mine] = expit(_map_odds(method, fitted, m, log_odds(values[mine])))
     return out

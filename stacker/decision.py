@@ -91,9 +91,9 @@ class FBetaDecision(ClassifierMixin, BaseEstimator):
       ``"micro"`` the threshold F* / (1 + beta^2) from expected counts.
     - ``argmax``: the most probable class; see `assign_one_to_one` for one label per image and
       class.
-    - ``auto``: each rule but argmax is cross-validated over split groups, and the simplest within
-      one standard error of the best is taken, in the order global, max_ratio, top_k, group,
-      max_affine, class, expected.
+    - ``auto``: global, max_ratio, group (where there are groups), class and expected are
+      cross-validated over split groups, and the simplest within one standard error of the best
+      is taken, in that order.
 
     `min_labels` and `max_labels` hold under every rule. A class whose probability is exactly 0 is
     predicted only where `min_labels` forces it.
