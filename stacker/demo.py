@@ -32,6 +32,8 @@ __all__ = ["DemoSettings", "run_demo"]
 HELD_OUT_SHARE = 0.2
 MIN_IMAGES = 5
 SMALLEST = 100
+# The file descriptor itself: a tool's results are our log.
+STDERR = 2
 # Told while fitting: the stack, four blends, the decision rules, the bootstrap.
 N_STEPS = 7
 
@@ -269,7 +271,7 @@ def _run_tool(module: str, name: str, arguments: Sequence[str], log: Log) -> Non
     log(f"$ {shlex.join([name, *arguments])}")
     code = f"from {module} import app; app(prog_name={name!r})"
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments, *quiet], stdout=sys.stderr, check=False
+        [sys.executable, "-c", code, *arguments, *quiet], stdout=STDERR, check=False
     )
     if done.returncode:
         raise RuntimeError(
