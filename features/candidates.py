@@ -85,7 +85,7 @@ def resolve_candidates(
     if isinstance(spec, Mapping):
         return np.minimum(_per_group(spec, space), sizes)
     if not _is_count(spec):
-        raise ValueError(f"candidates must be a whole number of 1 or more. Got {spec!r} instead.")
+        raise ValueError(f"candidates must be a whole number, at least 1. Got {spec!r} instead.")
     return np.minimum(int(spec), sizes)
 
 
@@ -102,7 +102,7 @@ def _per_group(spec: Mapping[str, int], space: LabelSpace) -> NDArray[np.int64]:
             f"got {sorted(spec)}."
         )
     if not all(map(_is_count, spec.values())):
-        raise ValueError(f"candidates must be 1 or more in each group. Got {dict(spec)!r}.")
+        raise ValueError(f"candidates must be at least 1 in each group. Got {dict(spec)!r}.")
     return np.array([spec[name] for name in names], dtype=np.int64)
 
 

@@ -33,11 +33,17 @@ def count_above(
 def _count_above(probs: Any, indptr: Any, classes: Any, out: Any) -> None:
     """Compare each row's class with every class: branch-free, so it runs on whole vectors."""
     for image in prange(len(indptr) - 1):
+        others = np.empty(probs.shape[2], dtype=np.float32)
         for m in range(len(probs)):
             values = probs[m, image]
+            # What is 0 stands above nothing: of a top-k stack that is nearly every class.
+            n_others = 0
+            for value in values:
+                others[n_others] = value
+                n_others += value > 0
             for row in range(indptr[image], indptr[image + 1]):
                 own = values[classes[row]]
                 above = np.int32(0)
-                for other in values:
+                for other in others[:n_others]:
                     above += np.int32(other > own)
                 out[row, m] = above

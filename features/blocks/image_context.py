@@ -39,18 +39,28 @@ def _summarise(blend, codes, table):  # type: ignore[no-untyped-def]
     n_groups = table.shape[1] - 1
     for image in prange(len(blend)):
         total = np.zeros((n_groups, 5))
+        last, entropy = np.float32(-1), np.float32(0)
         for c in range(blend.shape[1]):
             p = blend[image, c]
-            clipped = min(max(p, LOWEST), HIGHEST)
+            # Two logarithms a class, but most classes of a top-k stack share one value.
+            if p != last:
+                last, entropy = p, _entropy(p)
             own = total[codes[c]]
             own[0] += p
             own[1] = max(own[1], p)
-            own[2] -= clipped * np.log(clipped) + (1 - clipped) * np.log1p(-clipped)
+            own[2] += entropy
             own[3] += p > TENTH
             own[4] += p > HALF
         table[image, :n_groups] = total
         table[image, n_groups] = total.sum(axis=0)
         table[image, n_groups, 1] = total[:, 1].max()
+
+
+@njit(cache=True)
+def _entropy(p):  # type: ignore[no-untyped-def]
+    """Entropy in nats of one label."""
+    clipped = min(max(p, LOWEST), HIGHEST)
+    return -clipped * np.log(clipped) - (1 - clipped) * np.log1p(-clipped)
 
 
 IMAGE_CONTEXT = Block("image_context", nothing_to_fit, _columns, _fill)

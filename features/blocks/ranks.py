@@ -43,22 +43,27 @@ def _blend_ranks(blend, codes, indptr, classes, out):  # type: ignore[no-untyped
     tiny = np.float32(1e-12)
     for image in prange(len(indptr) - 1):
         values = blend[image]
-        top = values.max()
+        top, lowest = values.max(), values.min()
         group_top = np.zeros(n_groups, dtype=np.float32)
+        # The lowest value stands above nothing: of a top-k stack that is nearly every class.
+        kept = np.empty(len(values), dtype=np.float32)
+        kept_codes = np.empty(len(values), dtype=np.int32)
+        n_kept = 0
         for c in range(len(values)):
             group_top[codes[c]] = max(group_top[codes[c]], values[c])
+            kept[n_kept], kept_codes[n_kept] = values[c], codes[c]
+            n_kept += values[c] > lowest
         for row in range(indptr[image], indptr[image + 1]):
             own = values[classes[row]]
             code = codes[classes[row]]
             above = np.int32(0)
             above_in_group = np.int32(0)
-            lower = np.float32(0)
-            for c in range(len(values)):
-                higher = values[c] > own
-                above += np.int32(higher)
-                above_in_group += np.int32(higher and codes[c] == code)
-                if values[c] < own and values[c] > lower:
-                    lower = values[c]
+            lower = lowest if lowest < own else np.float32(0)
+            for j in range(n_kept):
+                other = kept[j]
+                above += np.int32(other > own)
+                above_in_group += np.int32((other > own) & (kept_codes[j] == code))
+                lower = max(lower, other if other < own else np.float32(0))
             out[row, 0] = above
             out[row, 1] = above_in_group
             out[row, 2] = top - own

@@ -111,12 +111,12 @@ def test_settings_become_numbers_per_group(blend, space, slice_labels, spec, exp
     ("spec", "message"),
     [
         ("most", "must be 'auto', None, int or dict. Got 'most'"),
-        (0, "must be a whole number of 1 or more. Got 0"),
-        (True, "must be a whole number of 1 or more. Got True"),
-        (2.5, "must be a whole number of 1 or more. Got 2.5"),
+        (0, "must be a whole number, at least 1. Got 0"),
+        (True, "must be a whole number, at least 1. Got True"),
+        (2.5, "must be a whole number, at least 1. Got 2.5"),
         ({"tag": 3}, r"expected \['category', 'creator', 'tag'\], got \['tag'\]"),
-        ({"tag": 3, "creator": 0, "category": 2}, "must be 1 or more in each group. Got .*0"),
-        ({"tag": 3, "creator": 1.5, "category": 2}, "must be 1 or more in each group"),
+        ({"tag": 3, "creator": 0, "category": 2}, "must be at least 1 in each group. Got .*0"),
+        ({"tag": 3, "creator": 1.5, "category": 2}, "must be at least 1 in each group"),
     ],
 )
 def test_wrong_settings_are_refused(blend, space, slice_labels, spec, message):
