@@ -12,7 +12,7 @@ from stacker._align import align_stack, read_stack
 from stacker.evaluation import AVERAGES, Predictions, ScoreTable, score_methods
 from stacker.report import HeldOut
 
-__all__ = ["evaluate_model", "held_out_of"]
+__all__ = ["evaluate_model", "held_out_of", "training_labels"]
 
 
 def evaluate_model(model: Any, store: Any, *, n: int = 1000) -> ScoreTable:
@@ -42,7 +42,7 @@ def evaluate_model(model: Any, store: Any, *, n: int = 1000) -> ScoreTable:
 def held_out_of(model: Any, store: Any, *, n: int = 1000) -> HeldOut:
     """Give predictions and scores of stack and base on a store's labelled images."""
     stack = store.to_stack()
-    labels = _labels_of(model, store)
+    labels = labels_for(model, store)
     methods = {
         "base": _as_decided(
             f"Base: {model.base_name_}",
@@ -54,6 +54,22 @@ def held_out_of(model: Any, store: Any, *, n: int = 1000) -> HeldOut:
     }
     table = score_methods(labels, methods, store.split_group, beta=float(model.beta), n=n)
     return HeldOut(store.image_ids, labels, methods, table)
+
+
+def training_labels(model: Any, store: Any) -> csr_array:
+    """Give the labels of the images that a model was fitted on, in the rows of `oof_proba_`.
+
+    Raises
+    ------
+    ValueError
+        If the store has another number of labelled images than the model was fitted on.
+    """
+    if store.n_images != len(model.oof_proba_):
+        raise ValueError(
+            f"the model was fitted on {len(model.oof_proba_):,} images, but {store.path} has "
+            f"{store.n_images:,} labelled ones. Give the store that `stacker fit` read."
+        )
+    return labels_for(model, store)
 
 
 def _base_proba(model: Any, stack: Any) -> Any:
@@ -73,8 +89,14 @@ def _as_decided(title: str, proba: Any, decision: Any, *, is_blend: bool = False
     )
 
 
-def _labels_of(model: Any, store: Any) -> csr_array:
-    """Labels with the model's classes as columns."""
+def labels_for(model: Any, store: Any) -> csr_array:
+    """Give a store's labels with the model's classes as columns.
+
+    Raises
+    ------
+    ValueError
+        If the model's classes are not all in the store.
+    """
     position = {name: column for column, name in enumerate(store.classes)}
     missing = [str(name) for name in model.classes_ if name not in position]
     if missing:

@@ -46,7 +46,7 @@ class Log:
     def __call__(self, text: str) -> None:
         """Print one line."""
         if not self.quiet:
-            self.console.print(text, markup=False)
+            self.console.print(text, markup=False, soft_wrap=True)
 
     @contextmanager
     def listening(self) -> Iterator[None]:

@@ -272,11 +272,15 @@ def report(
         Path | None,
         typer.Option(help="Folder or zip of that store's images.", show_default=False),
     ] = None,
+    trained_on: Annotated[
+        Path | None,
+        typer.Option(help="Store the model was fitted on: adds the curves.", show_default=False),
+    ] = None,
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
     """Write one HTML page about a fitted model; it opens offline."""
-    from stacker._evaluate import held_out_of
+    from stacker._evaluate import held_out_of, training_labels
     from stacker.estimator import PairStacker
     from stacker.report import write_report
 
@@ -287,9 +291,13 @@ def report(
         labelled = _labelled(_open(store))
         Log(quiet=quiet)(f"predicting {labelled.n_images:,} images")
         held_out = held_out_of(fitted, labelled)
+    train_labels = None
+    if trained_on is not None:
+        train_labels = training_labels(fitted, _labelled(_open(trained_on)))
     write_report(
         out,
         fitted,
+        train_labels=train_labels,
         held_out=held_out,
         read_image=None if images is None else _image_reader(images),
         title=f"pairstack: {model.name}",
@@ -297,6 +305,52 @@ def report(
         force=force,
     )
     typer.echo(f"report: {out}")
+
+
+@app.command(
+    epilog="Example: [bold]stacker decide probs.parquet --labels labels.csv "
+    "--out predictions.csv[/bold]"
+)
+@_ends_well
+def decide(
+    probs: Annotated[
+        Path, typer.Argument(help="Parquet or CSV: image_id and a column of probabilities a class.")
+    ],
+    labels: Annotated[
+        Path,
+        typer.Option(help="CSV of image_id,labels for some of the images.", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option(help="CSV to write.", show_default=False)],
+    average: Average = "samples",
+    beta: Beta = 2.0,
+    strategy: Annotated[str, typer.Option(help="Decision rule; auto chooses.")] = "auto",
+    id_column: Annotated[str, typer.Option(help="Column of image ids.")] = "image_id",
+    label_column: Annotated[str, typer.Option(help="Column of labels.")] = "labels",
+    random_state: Seed = 0,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Label sets for probabilities from anywhere: fit a decision rule, write the sets."""
+    from stacker._decide import decide_file
+
+    refuse_existing(out, force=force)
+    Log(quiet=quiet)(f"deciding by {strategy}")
+    found = decide_file(
+        probs,
+        labels=labels,
+        out=out,
+        id_column=id_column,
+        labels_column=label_column,
+        average=average,
+        beta=beta,
+        strategy=strategy,
+        random_state=random_state,
+    )
+    numbers = {key: found[key] for key in ("n_images", "n_labelled", "labels_per_image")}
+    if found["score"] is not None:
+        numbers["score, cross-validated"] = found["score"]
+    print_key_values(numbers, title=f"rule: {found['strategy']}")
+    typer.echo(f"predictions: {out}")
 
 
 def _open(path: Path) -> FeatureStore:

@@ -80,7 +80,7 @@ def test_version_names_the_libraries():
 
 def test_help_shows_an_example_for_every_command():
     """`--help` is where people look first."""
-    for name in ("demo", "compare", "fit", "predict", "evaluate", "report"):
+    for name in ("demo", "compare", "fit", "predict", "evaluate", "report", "decide"):
         assert "Example: stacker" in run(name, "--help").stdout, name
 
 
@@ -148,15 +148,38 @@ def test_evaluate_scores_stack_and_base_on_unseen_images(model, unseen_store, tm
     assert set(scores["stack"]) >= {"f2_samples", "f2_macro", "f2_micro", "map"}
 
 
-def test_report_of_a_saved_model_is_one_page(model, unseen_store, tmp_path):
+def test_report_of_a_saved_model_is_one_page(model, store, unseen_store, tmp_path):
     """The page about a model must not need the process that fitted it."""
     out = tmp_path / "report.html"
-    result = run("report", model, "--store", unseen_store, "--out", out)
+    result = run("report", model, "--store", unseen_store, "--trained-on", store, "--out", out)
     assert result.exit_code == 0, result.stderr
     page = out.read_text()
     assert 'id="scores"' in page
     assert 'id="importance"' in page
+    assert page.count("<svg") == 2
+    wrong = run("report", model, "--trained-on", unseen_store, "--out", tmp_path / "r.html")
+    assert wrong.exit_code == 2
+    assert "fitted on 240 images" in wrong.stderr
     assert run("report", model, "--out", out).exit_code == 2
+
+
+def test_decide_takes_probabilities_from_anywhere(store, tmp_path):
+    """One table of probabilities and some labels are enough for label sets."""
+    whole = FeatureStore.open(store)
+    frame = whole.probabilities(whole.models[0]).reset_index(names="image_id")
+    frame.to_parquet(tmp_path / "probs.parquet")
+    names = np.array([str(name) for name in whole.classes])
+    rows = [" ".join(names[row > 0]) for row in whole.labels.toarray()[:240]]
+    with (tmp_path / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [("image_id", "labels"), *zip(whole.image_ids[:240], rows, strict=True)]
+        )
+    arguments = ["--labels", tmp_path / "labels.csv", "--out", tmp_path / "p.csv"]
+    result = run("decide", tmp_path / "probs.parquet", *arguments, "--strategy", "global")
+    assert result.exit_code == 0, result.stderr
+    assert "rule: global" in result.stdout
+    assert len((tmp_path / "p.csv").read_text().splitlines()) == 301
+    assert run("decide", tmp_path / "probs.parquet", *arguments).exit_code == 2
 
 
 @pytest.mark.parametrize("command", ["compare", "fit", "evaluate", "predict"])
