@@ -7,7 +7,8 @@ mean F-beta of every possible cut-off costs O(N log N) for all of them together.
 Most pairs need no sorting. At a key below which a unit has n_pred predictions already, its F-beta
 is at most (1 + beta^2) n / (beta^2 n + max(n, n_pred)), n its true labels. A search that kept only
 the keys above a floor is exact if the mean of this bound at the floor is under the F-beta it
-found; else the floor is lowered and the search repeated.
+found; else the floor is lowered and the search repeated. Floors are first guessed on a few
+images.
 """
 
 from typing import Any, NamedTuple
@@ -17,13 +18,14 @@ import scipy.sparse as sp
 from numba import njit, prange
 from numpy.typing import NDArray
 
-from stacker._inputs import CHUNK, Rows, over_rows
+from stacker._inputs import CHUNK, Rows, as_rows, over_rows
 
 __all__ = ["NOTHING", "Counts", "Pairs", "add_selected", "best_cut", "class_cuts", "cuts_by_code"]
 
 # A threshold above every key: nothing is selected but what a lower bound forces (key inf).
 NOTHING = 4.0
-FLOORS = tuple(np.array([2.0**-6, 2.0**-10, 2.0**-15, 1e-38], np.float32))
+ALL = np.float32(1e-38)  # the floor that leaves out zeros only
+N_SAMPLE = 1000
 UNIT_KINDS = {"samples": 0, "macro": 1, "micro": 2}
 
 
@@ -70,36 +72,34 @@ def cuts_by_code(search: Search, codes: NDArray[np.int32]) -> tuple[NDArray[np.f
     One code: exact. Several: coordinate sweeps, each exact given the others, from the best common
     threshold and from each code's best threshold alone.
     """
-    n_codes = int(codes.max(initial=0)) + 1
-    floors = np.full(n_codes, FLOORS[0])
+    floors = _guess_floors(search, codes)
     while True:
         pairs, start = _find_pairs(search, floors[codes])
         cuts, reached = _search(pairs, start, codes, search.metric)
-        open_codes = [
+        code = codes[pairs.columns]
+        again = [
             g
-            for g in range(n_codes)
-            if _possible(pairs.units[codes[pairs.columns] == g], start, search.metric)
-            >= reached - 1e-9
-            and floors[g] > FLOORS[-1]
+            for g in np.flatnonzero(floors > ALL)
+            if _possible(pairs.units[code == g], start, search.metric) >= reached - 1e-9
         ]
-        if not open_codes:
+        if not again:
             return cuts, reached
-        floors[open_codes] = [FLOORS[FLOORS.index(floors[g]) + 1] for g in open_codes]
+        floors[again] = _lowered(floors[again])
 
 
 def class_cuts(search: Search) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Threshold of each class by its own F-beta (NaN without true labels), and its true labels."""
     n_classes = search.rows.n_columns
-    floors = np.full(n_classes, FLOORS[1])
+    floors = _guess_class_floors(search)
     while True:
         pairs, start = _find_pairs(search._replace(average="macro"), floors)
         cuts, reached = _own_cuts(pairs, start, search.metric)
         n_pred = start.n_pred + np.bincount(pairs.columns, minlength=n_classes)
         bound = _bound(n_pred, start.n_true, search.metric)
-        lower = (start.n_true > 0) & (bound >= reached - 1e-9) & (floors > FLOORS[-1])
-        if not lower.any():
+        again = (start.n_true > 0) & (bound >= reached - 1e-9) & (floors > ALL)
+        if not again.any():
             return cuts, start.n_true
-        floors[lower] = [FLOORS[FLOORS.index(floor) + 1] for floor in floors[lower]]
+        floors[again] = _lowered(floors[again])
 
 
 def best_cut(
@@ -253,6 +253,61 @@ def _bound(
 ) -> NDArray[np.float64]:
     """Highest F-beta of each unit with at least n_pred predictions: all true labels among them."""
     return Counts(n_true, np.maximum(n_pred, n_true), n_true).fbeta(**metric)
+
+
+def _guess_floors(search: Search, codes: NDArray[np.int32]) -> NDArray[np.float32]:
+    """Floor of each code that a sample of the images calls safe, with a margin."""
+    floors = np.full(int(codes.max(initial=0)) + 1, ALL)
+    if search.rows.n_rows < 2 * N_SAMPLE or len(search.rows.indices):
+        return floors  # few pairs, or a sparse matrix that holds the candidates only
+    pairs, start = _find_pairs(_sample(search), floors[codes])
+    reached = best_cut(pairs, start, **search.metric)[1]
+    metric = (search.metric["beta"] ** 2, search.metric["empty_score"])
+    for g in range(len(floors)):
+        mine = pairs.take(codes[pairs.columns] == g) if len(floors) > 1 else pairs
+        counts = (start.n_true, start.n_pred.copy())
+        floors[g] = _where_bound_falls(mine.keys, mine.units, *counts, *metric, 0.97 * reached)
+    return np.maximum(floors, ALL)
+
+
+def _guess_class_floors(search: Search) -> NDArray[np.float32]:
+    """Floor of each class that keeps about 16 times its true labels: enough for F above 1/4."""
+    rows, n_classes = search.rows, search.rows.n_columns
+    if rows.n_rows < 2 * N_SAMPLE or len(rows.indices):
+        return np.full(n_classes, ALL)
+    some = _sample(search).rows
+    ranked = np.sort(some.values.reshape(-1, n_classes), axis=0)[::-1]
+    n_true = np.bincount(search.labels.indices, minlength=n_classes)
+    kept = np.ceil(16 * n_true * some.n_rows / rows.n_rows).astype(np.int64)
+    return np.maximum(ranked[np.minimum(kept, len(ranked) - 1), np.arange(n_classes)], ALL)
+
+
+def _sample(search: Search) -> Search:
+    """Evenly spaced images of a dense search."""
+    n_rows, n_columns = search.rows.n_rows, search.rows.n_columns
+    images = np.linspace(0, n_rows - 1, N_SAMPLE).astype(np.int64)
+    values = search.rows.values.reshape(n_rows, n_columns)[images]
+    return search._replace(rows=as_rows(values), labels=search.labels[images])
+
+
+def _lowered(floors: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.where(floors > 1e-6, floors / 4, ALL).astype(np.float32)
+
+
+@njit(cache=True)
+def _where_bound_falls(keys, units, n_true, n_pred, beta2, empty, target):  # type: ignore[no-untyped-def]
+    """Key at which the mean of the bound falls below the target; 0 if it never does."""
+    total = 0.0
+    for u in range(len(n_true)):
+        total += _ratio(n_true[u], n_true[u], max(n_pred[u], n_true[u]), beta2, empty)
+    for e in range(len(keys)):
+        u = units[e]
+        before = _ratio(n_true[u], n_true[u], max(n_pred[u], n_true[u]), beta2, empty)
+        n_pred[u] += 1
+        total += _ratio(n_true[u], n_true[u], max(n_pred[u], n_true[u]), beta2, empty) - before
+        if total < target * len(n_true):
+            return keys[e]
+    return np.float32(0.0)
 
 
 def _find_pairs(search: Search, floor: NDArray[np.float32]) -> tuple[Pairs, Counts]:

@@ -11,7 +11,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GroupKFold, cross_val_score
 from sklearn.utils.estimator_checks import check_estimator
 
-from stacker import FBetaDecision, expected_fbeta_sets, fbeta_score
+from stacker import FBetaDecision, _sweep, expected_fbeta_sets, fbeta_score
 from stacker._decide import decide_file
 from stacker.decision import assign_one_to_one
 from stacker.fbeta import fbeta_per_image
@@ -93,6 +93,23 @@ def test_raw_class_thresholds_reach_the_best_macro_score(rng):
     decision = FBetaDecision(strategy="class", average="macro", shrinkage=0).fit(probs, Y)
     wanted = np.mean([best_by_search(probs[:, [c]], Y[:, [c]], "macro") for c in range(6)])
     assert decision.score(probs, Y) == pytest.approx(wanted, abs=1e-9)
+
+
+@pytest.mark.parametrize("average", AVERAGES)
+@pytest.mark.parametrize("strategy", ["global", "group", "max_ratio", "class"])
+@pytest.mark.parametrize("guess", ["sample", "too high"])
+def test_leaving_pairs_out_changes_no_threshold(average, strategy, guess, rng, monkeypatch):
+    """The search on few pairs ends where the search on all of them does, whatever it guesses."""
+    probs, Y = simulate(rng, 300, 60)
+    options = {"average": average, "strategy": strategy, "class_groups": np.arange(60) % 2}
+    wanted = FBetaDecision(**options).fit(probs, Y)
+    monkeypatch.setattr(_sweep, "N_SAMPLE", 40)
+    if guess == "too high":
+        high = np.float32(0.6)
+        monkeypatch.setattr(_sweep, "_guess_floors", lambda s, c: np.full(c.max() + 1, high))
+        monkeypatch.setattr(_sweep, "_guess_class_floors", lambda s: np.full(60, high))
+    found = FBetaDecision(**options).fit(probs, Y)
+    np.testing.assert_allclose(found.thresholds_, wanted.thresholds_, rtol=1e-12)
 
 
 def test_group_thresholds_beat_every_pair_on_a_grid(rng):
