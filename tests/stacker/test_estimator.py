@@ -112,18 +112,18 @@ def test_noise_labels_fall_back_to_the_base(slice_stack, slice_labels):
 def test_a_store_brings_labels_folds_and_groups(tmp_path, slice_arrays, slice_stack, slice_labels):
     """Unlabelled rows of a store are not trained on, and `cv="store"` uses its folds."""
     known = np.arange(len(slice_stack)) % 6 > 0
-    store = FeatureStore.from_arrays(
+    store = FeatureStore.create(
         tmp_path / "store",
         image_ids=slice_stack.image_ids,
         classes=slice_stack.classes,
-        probabilities=slice_stack.probabilities,
-        labels=slice_labels,
+        labels=slice_labels.multiply(known[:, None]).astype(np.int8),
+        labels_known=known,
         fold=np.where(known, slice_arrays["fold"], -1),
         split_group=slice_arrays["split_group"],
     )
-    store = FeatureStore.open(store.path, "r+")
-    store.set_labels(slice_labels, known=known)
-    model = small(cv="store", blocks="default").fit(store)
+    for name, probs in slice_stack.probabilities.items():
+        store.add_probabilities(name, probs)
+    model = small(cv="store").fit(store)
     assert np.isnan(model.oof_proba_[~known]).all()
     assert np.isfinite(model.oof_proba_[known]).all()
     np.testing.assert_array_equal(model.folds_[known], slice_arrays["fold"][known])
