@@ -459,8 +459,10 @@ def check_params(params: dict[str, Any], known: frozenset[str], library: str) ->
     """Refuse a parameter that the library does not know, naming the nearest one that it does."""
     for name in params:
         if name not in known:
-            near = difflib.get_close_matches(name, sorted(known), n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            near = difflib.get_close_matches(name, sorted(known), n=5)
+            # Libraries know aliases of one letter's difference: name the one people write.
+            usual = [n for n in near if n in LIGHTGBM_DEFAULTS or n in XGBOOST_DEFAULTS]
+            hint = f" Did you mean {(usual or near)[0]!r}?" if near else ""
             raise ValueError(f"booster_params: {library} has no parameter {name!r}.{hint}")
 
 
