@@ -64,14 +64,27 @@ class Search(NamedTuple):
     labels: sp.csr_array  # (n_images, n_classes)
     average: str
     metric: dict[str, float]  # beta and empty_score
+    classes: NDArray[np.bool_] | None = None  # macro only: the classes that count
 
 
 def cuts_by_code(search: Search, codes: NDArray[np.int32]) -> tuple[NDArray[np.float64], float]:
     """Best thresholds, one for the classes of each code, and the mean F-beta they reach.
 
     One code: exact. Several: coordinate sweeps, each exact given the others, from the best common
-    threshold and from each code's best threshold alone.
+    threshold and from each code's best threshold alone. For ``"macro"`` the codes do not meet in
+    any unit: each is searched on its own, exactly.
     """
+    n_codes = int(codes.max(initial=0)) + 1
+    if search.average != "macro" or n_codes == 1:
+        return _cuts_together(search, codes)
+    same = np.zeros_like(codes)
+    found = [_cuts_together(search._replace(classes=codes == g), same) for g in range(n_codes)]
+    sizes = np.bincount(codes, minlength=n_codes)
+    cuts = np.array([cut[0] for cut, _ in found])
+    return cuts, float(np.average([score for _, score in found], weights=sizes))
+
+
+def _cuts_together(search: Search, codes: NDArray[np.int32]) -> tuple[NDArray[np.float64], float]:
     floors = _guess_floors(search, codes)
     while True:
         pairs, start = _find_pairs(search, floors[codes])
@@ -150,6 +163,7 @@ def _search(
         return np.array([one]), score
     code_of_pair = codes[pairs.columns]
     parts = [pairs.take(code_of_pair == g) for g in range(n_codes)]
+    parts = [_trimmed(part, start, metric, score - 1e-9) for part in parts]
     alone = np.array([best_cut(part, start, **metric)[0] for part in parts])
     found = [_descend(parts, start, cuts, metric) for cuts in (np.full(n_codes, one), alone)]
     return max(found, key=lambda pair: pair[1])
@@ -163,7 +177,7 @@ def _descend(
     for pairs, cut in zip(parts, cuts, strict=True):
         now = add_selected(now, pairs, cut)
     score = float(now.fbeta(**metric).mean())
-    for _ in range(20):
+    for _ in range(10):
         before = score
         for g, pairs in enumerate(parts):
             rest = _without(now, pairs, cuts[g])
@@ -171,7 +185,7 @@ def _descend(
             if found > score + 1e-12:
                 cuts[g], score = cut, found
                 now = add_selected(rest, pairs, cut)
-        if score <= before + 1e-9:
+        if score <= before + 1e-7:
             break
     return cuts, score
 
@@ -262,12 +276,17 @@ def _guess_floors(search: Search, codes: NDArray[np.int32]) -> NDArray[np.float3
         return floors  # few pairs, or a sparse matrix that holds the candidates only
     pairs, start = _find_pairs(_sample(search), floors[codes])
     reached = best_cut(pairs, start, **search.metric)[1]
-    metric = (search.metric["beta"] ** 2, search.metric["empty_score"])
     for g in range(len(floors)):
         mine = pairs.take(codes[pairs.columns] == g) if len(floors) > 1 else pairs
-        counts = (start.n_true, start.n_pred.copy())
-        floors[g] = _where_bound_falls(mine.keys, mine.units, *counts, *metric, 0.97 * reached)
-    return np.maximum(floors, ALL)
+        kept = _trimmed(mine, start, search.metric, 0.97 * reached)
+        floors[g] = kept.keys[-1] if len(kept.keys) < len(mine.keys) else ALL
+    return floors
+
+
+def _trimmed(pairs: Pairs, start: Counts, metric: dict[str, float], target: float) -> Pairs:
+    """Pairs down to the key where the mean of the bound falls below the target."""
+    counts = (start.n_true, start.n_pred.copy(), metric["beta"] ** 2, metric["empty_score"])
+    return pairs.take(slice(None, _bound_falls(pairs.units, *counts, target)))
 
 
 def _guess_class_floors(search: Search) -> NDArray[np.float32]:
@@ -295,26 +314,29 @@ def _lowered(floors: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 @njit(cache=True)
-def _where_bound_falls(keys, units, n_true, n_pred, beta2, empty, target):  # type: ignore[no-untyped-def]
-    """Key at which the mean of the bound falls below the target; 0 if it never does."""
+def _bound_falls(units, n_true, n_pred, beta2, empty, target):  # type: ignore[no-untyped-def]
+    """How many pairs it takes until the mean of the bound is below the target."""
     total = 0.0
     for u in range(len(n_true)):
         total += _ratio(n_true[u], n_true[u], max(n_pred[u], n_true[u]), beta2, empty)
-    for e in range(len(keys)):
+    for e in range(len(units)):
         u = units[e]
-        before = _ratio(n_true[u], n_true[u], max(n_pred[u], n_true[u]), beta2, empty)
         n_pred[u] += 1
-        total += _ratio(n_true[u], n_true[u], max(n_pred[u], n_true[u]), beta2, empty) - before
-        if total < target * len(n_true):
-            return keys[e]
-    return np.float32(0.0)
+        if n_pred[u] > n_true[u]:
+            before = _ratio(n_true[u], n_true[u], n_pred[u] - 1, beta2, empty)
+            total += _ratio(n_true[u], n_true[u], n_pred[u], beta2, empty) - before
+            if total < target * len(n_true):
+                return e + 1
+    return len(units)
 
 
 def _find_pairs(search: Search, floor: NDArray[np.float32]) -> tuple[Pairs, Counts]:
     """Pairs with keys from their class's floor up, and the counts that forced pairs give."""
     rows, labels = search.rows, search.labels
+    if search.classes is not None:
+        floor = np.where(search.classes, floor, np.float32(np.nan))
     counted = np.zeros(rows.n_rows, np.int64)
-    flat: tuple[Any, ...] = (rows.values, rows.indices, rows.indptr, floor, floor.min(initial=1))
+    flat: tuple[Any, ...] = (rows.values, rows.indices, rows.indptr, floor, np.nanmin(floor))
     over_rows(rows, _count_above, _count_above_threads, *flat, counted)
     starts = np.concatenate([[0], np.cumsum(counted)])
     n = int(starts[-1])
@@ -326,6 +348,9 @@ def _find_pairs(search: Search, floor: NDArray[np.float32]) -> tuple[Pairs, Coun
     pairs = Pairs(*out, columns)
     pairs = pairs.take(np.argsort(-pairs.keys))
     start = _nothing_selected(labels, search.average)
+    if search.classes is not None:
+        start = Counts(*(part[search.classes] for part in start))
+        pairs = pairs._replace(units=(np.cumsum(search.classes) - 1)[pairs.units])
     n_forced = int(np.searchsorted(-pairs.keys, -np.float32(NOTHING)))
     start = add_selected(start, pairs.take(slice(None, n_forced)), NOTHING)
     return pairs.take(slice(n_forced, None)), start
