@@ -35,6 +35,15 @@ def read_stack(X: Any, classes: ArrayLike | None = None) -> Stack:
     return X
 
 
+def read_new(X: Any, seen: dict[str, Any]) -> Stack:
+    """Turn new images' predictions into a stack in the order of training.
+
+    Plain arrays have no class names: their columns are the classes of `fit`, in order.
+    """
+    named = isinstance(X, Stack | FeatureStore)
+    return align_stack(as_stack(X) if named else Stack(X, classes=seen["space"].names), seen)
+
+
 def read_labels(X: Any, Y: Any, stack: Stack) -> tuple[csr_array, NDArray[np.bool_]]:
     """Labels (n_images, n_classes) and which images have them; a store brings its own."""
     if Y is not None:

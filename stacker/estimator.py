@@ -14,9 +14,9 @@ from features.assemble import PairFeatures, parse_bytes
 from features.candidates import Candidates
 from features.folds import check_folds, make_folds
 from features.numeric import logit, sigmoid
-from features.schema import Stack
+from features.schema import Stack, as_stack
 from features.store import FeatureStore
-from stacker._align import align_stack, read_labels, read_stack, seen_names
+from stacker._align import read_labels, read_new, read_stack, seen_names
 from stacker._rounds import Stages, choose_stages
 from stacker._saving import model_tree, restore_model
 from stacker.blend import BLENDS, cross_fit, weighted_log_loss
@@ -401,7 +401,7 @@ class PairStacker(BaseEstimator):
         Classes that are no candidates of an image keep the base's probability.
         """
         check_is_fitted(self, "boosters_")
-        stack = align_stack(read_stack(X), self.seen_)
+        stack = read_new(X, self.seen_)
         out = self._base_proba(stack)
         if self.shrinkage_ == 0:
             return out
@@ -422,10 +422,12 @@ class PairStacker(BaseEstimator):
 
     def score(self, X: Any, Y: Any = None, sample_weight: Any = None) -> float:
         """F-beta, with the beta and average that were asked for, of the predicted label sets."""
-        stack = read_stack(X)
-        labels, known = read_labels(X, Y, stack)
-        picked = np.flatnonzero(known)
-        own = stack.label_space.index(self.classes_)
+        check_is_fitted(self, "boosters_")
+        stack = read_new(X, self.seen_)
+        # A store's or a stack's own labels stand in its own order of classes.
+        named = as_stack(X) if isinstance(X, Stack | FeatureStore) else stack
+        labels, known = read_labels(X, Y, named)
+        picked, own = np.flatnonzero(known), named.label_space.index(self.classes_)
         sets = self.predict(stack[picked])
         return fbeta_score(labels[picked][:, own], sets, self.beta, self.average)
 

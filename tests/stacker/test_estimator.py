@@ -186,6 +186,19 @@ def test_bad_parameters_are_refused_by_name(params, message, slice_stack, slice_
         small(**params).fit(slice_stack, slice_labels)
 
 
+def test_new_arrays_without_names_take_the_classes_of_fit(slice_stack, slice_labels):
+    """A mapping of plain arrays predicts like the named stack it was taken from."""
+    probs, names = slice_stack.probabilities, slice_stack.classes
+    model = small().fit(probs, slice_labels, classes=names)
+    expected = model.predict_proba(Stack(probs, classes=names))
+    np.testing.assert_array_equal(model.predict_proba(probs), expected)
+    assert model.score(probs, slice_labels) == model.score(
+        Stack(probs, classes=names), slice_labels
+    )
+    with pytest.raises(ValueError, match="classes"):
+        model.predict_proba({m: p[:, 1:] for m, p in probs.items()})
+
+
 def test_missing_model_class_and_labels_are_refused(fitted, slice_stack):
     """What fit knew and prediction lacks is named."""
     probs = slice_stack.probabilities
