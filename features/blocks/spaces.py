@@ -2,8 +2,9 @@
 
 An image becomes a short vector of small integers: centred, projected on the leading principal
 axes with half-whitened scale, then rounded to int8. Two reasons. Half-whitening (dividing by
-the fourth root of the variance) makes the cosine listen to the finer directions. And integer dot products are exact in any
-order, so a feature does not depend on batch size, thread count or the order of images.
+the fourth root of the variance) makes the cosine listen to the finer directions. And integer
+dot products are exact in any order, so a feature does not depend on batch size, thread count or
+the order of images.
 """
 
 from collections.abc import Iterator
