@@ -82,13 +82,20 @@ def interval_of_fbeta(
     n: int,
     random_state: int | None,
 ) -> Interval:
-    """Interval of macro (or micro) F-beta of a minus that of b over resampled groups."""
+    """Interval of macro (or micro) F-beta of a minus that of b over resampled groups.
+
+    A class whose true labels all fall out of a resample is left out of that resample's mean:
+    scored as empty, it would jump to 1 for the method that never predicts it, and the interval
+    would lean to that side.
+    """
     member = _membership(codes)
     both = [_GroupSums(member, labels, sets, macro=macro) for sets in (sets_a, sets_b)]
+    has_true = both[0].has_true()
 
     def replicate(weights: NDArray[np.float32]) -> NDArray[np.float64]:
         a, b = (sums.fbeta(weights, beta, empty_score) for sums in both)
-        return a - b
+        lost = has_true[:, None] & (both[0].n_true(weights) == 0)
+        return mean_of_known(np.where(lost, np.nan, a - b).T)
 
     whole = replicate(np.ones((1, member.shape[0]), dtype=np.float32))[0]
     width = labels.shape[1] if macro else 1
@@ -112,12 +119,20 @@ class _GroupSums:
     def fbeta(
         self, weights: NDArray[np.float32], beta: float, empty_score: float
     ) -> NDArray[np.float64]:
-        """F-beta of each replicate, averaged over classes: shape (n_replicates,)."""
+        """F-beta of each class (or of all pairs) and replicate: (n_units, n_replicates)."""
         hits, predicted, true = (part @ weights.T.astype(np.float64) for part in self.sums)
         below = predicted + beta**2 * true
         score = np.full(below.shape, empty_score)
         np.divide((1 + beta**2) * hits, below, out=score, where=below > 0)
-        return mean_of_known(score.T)
+        return score
+
+    def n_true(self, weights: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Count true labels of each unit and replicate: (n_units, n_replicates)."""
+        return np.asarray(self.sums[2] @ weights.T.astype(np.float64))
+
+    def has_true(self) -> NDArray[np.bool_]:
+        """Which units have a true label at all: (n_units,)."""
+        return np.asarray(self.sums[2].sum(axis=1)).ravel() > 0
 
 
 def resampled_map(

@@ -160,6 +160,12 @@ def bootstrap_fbeta(
     Interval
         (difference, low, high)
 
+    Notes
+    -----
+    Macro: a class whose true labels all fall out of a resample is left out of that resample.
+    On 400 images with 488 classes the interval is still too narrow: measured on openclipart it
+    held the true difference in 80% to 88% of samples.
+
     Examples
     --------
     >>> Y = [[1, 0], [0, 1]]
