@@ -3,11 +3,13 @@
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stacker._inputs import check_labels
-from stacker._rules import RULES, Problem, apply_rule
+from stacker._rules import RULES, Problem, Task, apply_rule
 from stacker._splits import make_splits
-from stacker.fbeta import as_sets, fbeta_score
+from stacker._sweep import Counts
+from stacker.fbeta import as_sets, unit_counts
 
 __all__ = ["choose_strategy"]
 
@@ -19,36 +21,65 @@ ORDER = ("global", "max_ratio", "group", "class", "expected")
 def choose_strategy(problem: Problem, cv: Any) -> tuple[str, dict[str, Any]]:
     """Name of the rule to use, and the table of what was compared.
 
-    Each rule is fitted on the other folds and scored on the held-out one. The simplest rule whose
-    mean score is within one standard error of the best rule's is taken; the standard error is that
-    of the paired difference over folds.
+    Each rule is fitted on the other folds and applied to the held-out one; its score is that of
+    all held-out sets together, so that for macro averages a class counts over all folds. The
+    simplest rule within one standard error of the best is taken: that of the difference between
+    the two, by the jackknife over folds.
     """
     task = problem.task
     names = [name for name in ORDER if name != "group" or task.class_group.max(initial=0) > 0]
     if problem.split_group.max(initial=0) == 0:  # one group of images cannot be split
         return names[0], {}
     splits = make_splits(cv, problem.probs, problem.labels, problem.split_group, task.random_state)
-    scores = np.array([_fold_scores(names, problem, train, test) for train, test in splits]).T
-    means = scores.mean(axis=1)
-    gaps = scores[int(means.argmax())] - scores
-    errors = gaps.std(axis=1, ddof=1) / np.sqrt(len(splits)) if len(splits) > 1 else 0 * means
-    chosen = int(np.flatnonzero(gaps.mean(axis=1) <= errors + 1e-12)[0])
+    folds = [_fold_counts(names, problem, train, test) for train, test in splits]
+    counts = {name: [fold[name] for fold in folds] for name in names}
+    scores = np.array([_score(counts[name], task) for name in names])
+    without = np.array([_without_each(counts[name], task) for name in names])
+    best = int(scores.argmax())
+    errors = _jackknife(without[best] - without)
+    chosen = int(np.flatnonzero(scores[best] - scores <= errors + 1e-12)[0])
     table = {
         "strategy": np.array(names),
-        "mean_score": means,
-        "std_score": scores.std(axis=1),
-        "gap_to_best": gaps.mean(axis=1),
+        "mean_score": scores,
+        "gap_to_best": scores[best] - scores,
         "gap_standard_error": errors,
         "chosen": np.arange(len(names)) == chosen,
     }
-    return names[chosen], table | {f"split{f}_score": scores[:, f] for f in range(len(splits))}
+    per_fold = {
+        f"split{f}_score": np.array([_score([fold[name]], task) for name in names])
+        for f, fold in enumerate(folds)
+    }
+    return names[chosen], table | per_fold
 
 
-def _fold_scores(names: list[str], problem: Problem, train: Any, test: Any) -> list[float]:
+def _fold_counts(names: list[str], problem: Problem, train: Any, test: Any) -> dict[str, Counts]:
+    """Count each unit of the held-out fold, by rule."""
     task, rest, held = problem.task, problem.take(train), problem.take(test)
-    scores = []
+    counts = {}
     for name in names:
         chosen = apply_rule(name, RULES[name](rest), held.probs, task)
         sets = check_labels(as_sets(chosen, held.probs))
-        scores.append(fbeta_score(held.labels, sets, task.beta, task.average, task.empty_score))
-    return scores
+        tp, n_true, n_pred = unit_counts(held.labels, sets, task.average)
+        counts[name] = Counts(n_true, n_pred, tp)
+    return counts
+
+
+def _score(folds: list[Counts], task: Task) -> float:
+    """F-beta of the sets of several folds together."""
+    join = np.concatenate if task.average == "samples" else sum
+    together = Counts(*(join(parts) for parts in zip(*folds, strict=True)))
+    return float(together.fbeta(**task.metric).mean())
+
+
+def _without_each(folds: list[Counts], task: Task) -> list[float]:
+    """Scores with each fold left out in turn."""
+    if len(folds) < 2:
+        return [_score(folds, task)]
+    return [_score(folds[:f] + folds[f + 1 :], task) for f in range(len(folds))]
+
+
+def _jackknife(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Estimate the standard error of each row's statistic from its leave-one-out values."""
+    n = values.shape[1]
+    errors: NDArray[np.float64] = np.sqrt((n - 1) * values.var(axis=1))
+    return errors

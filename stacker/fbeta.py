@@ -75,7 +75,7 @@ def fbeta_score(
     truth, pred = _check_pair(Y, Y_pred)
     if truth.shape[0] == 0:
         raise ValueError("fbeta_score needs at least one image. Got a matrix with 0 rows.")
-    scores = fbeta_ratio(*_counts(truth, pred, average), beta=beta, empty_score=empty)
+    scores = fbeta_ratio(*unit_counts(truth, pred, average), beta=beta, empty_score=empty)
     scores = scores[~np.isnan(scores)]
     return float(scores.mean()) if len(scores) else float("nan")
 
@@ -106,7 +106,7 @@ def fbeta_per_image(
     [1.0, 1.0]
     """
     beta, empty = check_beta(beta), check_empty_score(empty_score, allow_nan=True)
-    counts = _counts(*_check_pair(Y, Y_pred), "samples")
+    counts = unit_counts(*_check_pair(Y, Y_pred), "samples")
     return fbeta_ratio(*counts, beta=beta, empty_score=empty)
 
 
@@ -308,7 +308,7 @@ def _check_pair(Y: ArrayLike, Y_pred: ArrayLike) -> tuple[sp.csr_array, sp.csr_a
     return truth, pred
 
 
-def _counts(
+def unit_counts(
     truth: sp.csr_array, pred: sp.csr_array, average: str
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Count (tp, n_true, n_pred) of each unit of the average."""
