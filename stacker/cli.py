@@ -353,6 +353,43 @@ def decide(
     typer.echo(f"predictions: {out}")
 
 
+@app.command(
+    epilog="Example: [bold]stacker curate store/ --model model/ --out curated/[/bold]. "
+    "cnn-extract train reads drop.csv, hard.csv and pseudo.csv."
+)
+@_ends_well
+def curate(
+    store: Store,
+    out: Annotated[Path, typer.Option(help="Folder of CSVs to write.", show_default=False)],
+    model: Annotated[
+        Path | None,
+        typer.Option(help="Model fitted on this store; else the logit mean.", show_default=False),
+    ] = None,
+    drop: Annotated[float, typer.Option(help="Share of suspect images.")] = 0.02,
+    hard: Annotated[float, typer.Option(help="Share of hard images.")] = 0.05,
+    pseudo: Annotated[float, typer.Option(help="Share of unlabelled images.")] = 0.2,
+    by: Annotated[str, typer.Option(help="Order suspects by chance or loss.")] = "chance",
+    confidence: Annotated[str, typer.Option(help="Order pseudo-labels: margin, fbeta.")] = "margin",
+    noise: Annotated[float, typer.Option(help="Share of labels assumed wrong.")] = 0.1,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find wrong labels, hard examples and pseudo-labels from out-of-fold predictions."""
+    from stacker._curate import CurateSettings, curate_store, write_tables
+    from stacker.estimator import PairStacker
+
+    refuse_existing(out, force=force)
+    whole = _open(store)
+    _labelled(whole)  # refuses a store without labels
+    fitted = None if model is None else PairStacker.load(model)
+    settings = CurateSettings(drop, hard, pseudo, by, confidence, noise)
+    tables = curate_store(whole, fitted, settings)
+    with temporary_beside(out, force=force) as folder:
+        write_tables(folder, tables)
+    Log(quiet=quiet)("pseudo.csv needs images without labels" if len(tables) < 4 else "all written")
+    print_key_values({name: len(table) for name, table in tables.items()}, title=f"rows in {out}")
+
+
 def _open(path: Path) -> FeatureStore:
     # Imported here: zarr takes a second, and --help needs none of it.
     from features.store import FeatureStore

@@ -80,7 +80,7 @@ def test_version_names_the_libraries():
 
 def test_help_shows_an_example_for_every_command():
     """`--help` is where people look first."""
-    for name in ("demo", "compare", "fit", "predict", "evaluate", "report", "decide"):
+    for name in ("demo", "compare", "fit", "predict", "evaluate", "report", "decide", "curate"):
         assert "Example: stacker" in run(name, "--help").stdout, name
 
 
