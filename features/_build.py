@@ -44,6 +44,8 @@ class Request:
         Rows of a Parquet file.
     force : bool
         Write anew what is there.
+    negatives : float
+        Share of the negative rows of labelled images that is kept.
     """
 
     store: str
@@ -54,6 +56,7 @@ class Request:
     n_jobs: int | None = None
     rows_per_part: int = ROWS_PER_PART
     force: bool = False
+    negatives: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,9 @@ class Summary:
     Attributes
     ----------
     candidates : {class group: candidates an image}
-    recall : {class group or "all": share of the true labels that have a row}
+    recall : {class group: share of the true labels that have a row}
+    overall_recall : float
+        Share of the true labels of all groups.
     measured_images : int
         Images that the seconds of filling were measured on; `costs` scales them to all.
     fit_seconds, fill_seconds : float
@@ -93,6 +98,7 @@ class Summary:
     n_columns: int
     candidates: dict[str, int]
     recall: dict[str, float]
+    overall_recall: float
     costs: list[BlockCost] = field(default_factory=list)
     measured_images: int = 0
     fit_seconds: float = 0.0
@@ -105,9 +111,9 @@ class Summary:
         unlabelled = self.n_images - self.n_labelled
         lines = [
             f"images   {self.n_images:,}: {self.n_labelled:,} labelled, {unlabelled:,} unlabelled",
-            f"rows     {self.n_rows:,}, {sum(self.candidates.values()):,} an image",
+            f"rows     {self.n_rows:,}, {self.n_rows / max(self.n_images, 1):,.4g} an image",
             f"columns  {self.n_columns:,} features of {len(self.costs) - 1} blocks",
-            f"recall   {self.recall['all']:.4f} of the true labels have a row",
+            f"recall   {self.overall_recall:.4f} of the true labels have a row",
         ]
         if self.written is not None:
             lines = [f"pairs    {self.out}", *lines, *_written_lines(self.written)]
@@ -124,9 +130,10 @@ class Summary:
             for c in [*self.costs, _total(self.costs)]
         ]
         lines += ["", f"{'class group':{width}}  candidates   recall"]
-        for group, k in [*self.candidates.items(), ("all", sum(self.candidates.values()))]:
-            name = group or "(none)"
-            lines.append(f"{name:{width}}  {k:10,}   {self.recall[group]:6.4f}")
+        for group, k in self.candidates.items():
+            lines.append(f"{group or '(none)':{width}}  {k:10,}   {self.recall[group]:6.4f}")
+        total = sum(self.candidates.values())
+        lines.append(f"{'all':{width}}  {total:10,}   {self.overall_recall:6.4f}")
         return [*lines, "", self._how_measured()]
 
     def _how_measured(self) -> str:
@@ -156,6 +163,8 @@ def build(request: Request, report: Reporter | None = None) -> Summary:
     start = time.monotonic()
     report = report or Reporter()
     parse_bytes(request.max_memory)
+    if not 0 < request.negatives <= 1:
+        raise ValueError(f"negatives must be a share, above 0 up to 1. Got {request.negatives}.")
     if request.out is not None:
         check_output(request.out, force=request.force)
     rows = _read_rows(request)
@@ -199,7 +208,8 @@ def _read_rows(request: Request) -> PairRows:
         max_memory=request.max_memory,
         n_jobs=request.n_jobs,
     )
-    rows = PairRows(features, store.to_stack(), store.labels, store.labels_known, store.fold)
+    known = store.labels_known
+    rows = PairRows(features, store.to_stack(), store.labels, known, store.fold, request.negatives)
     if request.blocks != "default":
         # Fitting refuses a missing input too, but after minutes.
         resolve_blocks(request.blocks, rows.stack)
@@ -238,6 +248,7 @@ def _settings(request: Request, rows: PairRows) -> dict[str, Any]:
         "blocks": request.blocks,
         "candidates": request.candidates,
         "rows_per_part": request.rows_per_part,
+        "negatives": request.negatives,
         "versions": {"pairstack": version("pairstack"), "pyarrow": pa.__version__},
     }
     # Through JSON and back: tuples become lists here as they do in the folder's record.
@@ -259,10 +270,11 @@ def _summary(request: Request, rows: PairRows) -> Summary:
         out=request.out,
         n_images=n_images,
         n_labelled=int(rows.labels_known.sum()),
-        n_rows=n_images * features.rows_per_image_,
+        n_rows=int(rows.indptr[-1]),
         n_columns=len(features.columns_),
         candidates=dict(zip(groups, features.per_group_.tolist(), strict=True)),
         recall=features.candidate_recall_,
+        overall_recall=features.overall_recall_,
     )
 
 

@@ -36,11 +36,13 @@ class Record:
     ----------
     settings : dict
         Everything the bytes of the parts depend on: a run resumes only with equal settings.
-    candidate_recall : {class group or "all": share of the true labels that have a row}
+    candidate_recall : {class group: share of the true labels that have a row}
     n_images, n_rows, n_parts : int
         Of the complete folder.
     parts : {file name: sha256} of the parts written so far
     complete : bool
+    overall_recall : float
+        Share of the true labels of all groups.
     """
 
     settings: dict[str, Any]
@@ -50,6 +52,7 @@ class Record:
     n_parts: int
     parts: dict[str, str] = field(default_factory=dict)
     complete: bool = False
+    overall_recall: float = 1.0
 
     def write(self, folder: Path, schema: pa.Schema) -> None:
         """Put the record into the folder; it replaces the one before whole."""

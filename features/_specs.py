@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from features.assemble import BlockSpec, find_block
-from features.candidates import CandidateSpec
+from features.candidates import CandidateSpec, resolve_threshold
 
 __all__ = ["parse_blocks", "parse_candidates"]
 
@@ -68,22 +68,25 @@ def parse_candidates(text: str) -> CandidateSpec:
     --------
     >>> parse_candidates("auto"), parse_candidates("all"), parse_candidates("50")
     ('auto', None, 50)
-    >>> parse_candidates("culture=20,tag=30")
-    {'culture': 20, 'tag': 30}
+    >>> parse_candidates("culture=20,tag=30"), parse_candidates("threshold=0.01")
+    ({'culture': 20, 'tag': 30}, 0.01)
     """
     text = text.strip()
     if text in ("auto", "all"):
         return None if text == "all" else "auto"
     if text.isdecimal():
         return int(text)
+    # A class group may be called "threshold": then the number is whole, as in group=number.
+    if text.startswith("threshold=") and not text.removeprefix("threshold=").isdecimal():
+        return resolve_threshold(text)
     chosen: dict[str, int] = {}
     for part in text.split(","):
         # A group's name may hold "=" itself.
         group, equals, number = part.strip().rpartition("=")
         if not equals or not number.isdecimal() or group in chosen:
             raise ValueError(
-                f"--candidates must be auto, all, a number, or group=number for every class "
-                f"group, separated by commas; got {part!r} in {text!r}."
+                f"--candidates must be auto, all, a number, threshold=0.01, or group=number for "
+                f"every class group, separated by commas; got {part!r} in {text!r}."
             )
         chosen[group] = int(number)
     return chosen

@@ -18,13 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from features.blending import (
-    FLOOR,
-    dense_probs,
-    dense_rows,
-    images_at_once,
-    stack_blend,
-)
+from features.blending import Blend, blend_of, dense_probs, dense_rows, images_at_once, stack_blend
 from features.blocks import BLOCKS
 from features.blocks.spaces import Projection, check_spaces, fit_stack_space, space_names
 from features.blocks.types import Batch, Block, Column, State, Training
@@ -32,9 +26,10 @@ from features.candidates import (
     Candidates,
     CandidateSpec,
     candidate_recall,
+    choose_candidates,
     join_candidates,
     resolve_candidates,
-    select_candidates,
+    resolve_threshold,
 )
 from features.schema import LabelSpace, Stack
 
@@ -120,7 +115,10 @@ class PairFeatures:
     n_columns_: dict[str, int] = field(default_factory=dict, init=False, repr=False)
     per_group_: NDArray[np.int64] = field(init=False, repr=False)
     n_folds_: int = field(default=0, init=False)
+    above_: float = field(default=-1.0, init=False)
+    mean_rows_: int = field(default=0, init=False)
     candidate_recall_: dict[str, float] = field(default_factory=dict, init=False)
+    overall_recall_: float = field(default=1.0, init=False)
     seconds_: dict[str, float] = field(default_factory=dict, init=False, repr=False)
 
     def fit(
@@ -145,9 +143,11 @@ class PairFeatures:
         folds = check_training(stack, labels, fold)
         blend = stack_blend(stack)
         self.space_, self.models_ = stack.label_space, list(stack.models)
+        self.above_ = resolve_threshold(self.candidates)
         self.per_group_ = resolve_candidates(self.candidates, blend, labels, self.space_)
-        found = self.all_candidates(stack)
-        self.candidate_recall_ = candidate_recall(found, labels, self.space_)
+        found = self._choose(blend)
+        self.candidate_recall_, self.overall_recall_ = candidate_recall(found, labels, self.space_)
+        self.mean_rows_ = max(1, -(-len(found) // len(stack)))
         self.projections_ = {}
         if any(block.compares_images for block, _ in chosen):
             for name in space_names(stack):
@@ -182,22 +182,21 @@ class PairFeatures:
 
     @property
     def rows_per_image_(self) -> int:
-        """Candidates of an image; the most, where a top-k stack holds fewer classes of it."""
-        return int(self.per_group_.sum())
+        """Rows of an image: the mean over training images, rounded up.
+
+        Exact where every image has the same number; with a threshold or a top-k stack
+        images differ.
+        """
+        return self.mean_rows_ or int(self.per_group_.sum())
 
     def all_candidates(self, stack: Stack) -> Candidates:
         """Every row of a stack, without its features."""
-        step = images_at_once(len(self.space_))
-        parts = []
-        for start in range(0, len(stack), step):
-            part = stack[start : start + step]
-            parts.append(self._candidates(part, dense_rows(stack_blend(part), slice(None))))
-        return join_candidates(parts)
+        step = images_at_once(len(self.space_) * len(self.models_))
+        starts = range(0, len(stack), step)
+        return join_candidates([self._choose(stack_blend(stack[s : s + step])) for s in starts])
 
-    def _candidates(self, part: Stack, blend: NDArray[np.float32]) -> Candidates:
-        """Choose the rows of a few images; of a top-k stack only among classes that it holds."""
-        above = FLOOR if part.is_sparse else -1.0
-        return select_candidates(blend, self.per_group_, self.space_, above=above)
+    def _choose(self, blend: Blend) -> Candidates:
+        return choose_candidates(blend, self.per_group_, self.space_, above=self.above_)
 
     def batch_images(self) -> int:
         """Images a batch, from `max_memory`; at least one."""
@@ -229,18 +228,21 @@ class PairFeatures:
         self._check_same(stack)
         entry = self._entries(fold, len(stack))
         step = batch_images or self.batch_images()
-        buffer = np.empty((step * self.rows_per_image_, len(self.columns_)), dtype=np.float32)
+        buffer = np.empty((0, len(self.columns_)), dtype=np.float32)
         for start in range(0, len(stack), step):
             with _threads(self.n_jobs):
                 batch = self._batch(stack[start : start + step], entry[start : start + step])
+                if len(batch.candidates) > len(buffer):
+                    buffer = np.empty((len(batch.candidates), buffer.shape[1]), dtype=np.float32)
                 rows = buffer[: len(batch.candidates)]
                 self._fill(batch, rows)
             yield RowBatch(start, batch.candidates, rows, batch.blend)
 
     def _batch(self, part: Stack, entry: NDArray[np.int64]) -> Batch:
-        blend = dense_rows(stack_blend(part), slice(None))
-        candidates = self._candidates(part, blend)
-        return Batch(part, candidates, entry, dense_probs(part), blend, self.projections_)
+        probs = dense_probs(part)
+        blend = blend_of(part, probs)
+        candidates, dense = self._choose(blend), dense_rows(blend, slice(None))
+        return Batch(part, candidates, entry, probs, dense, self.projections_)
 
     def _fill(self, batch: Batch, rows: NDArray[np.float32]) -> None:
         start = 0

@@ -5,8 +5,11 @@ kept; all others share one value, the floor: what the logit mean says when every
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
+from numba import njit, prange
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, issparse
 
@@ -42,8 +45,28 @@ def dense_probs(stack: Stack) -> Float:
     """Probabilities of a few images, float32 (n_models, n_images, n_classes)."""
     out = np.empty((len(stack.models), len(stack), len(stack.classes)), dtype=np.float32)
     for m, values in enumerate(stack.probabilities.values()):
-        out[m] = values.toarray() if hasattr(values, "toarray") else values
+        copy_to_float32(values.toarray() if hasattr(values, "toarray") else values, out[m])
     return out
+
+
+def copy_to_float32(values: NDArray[Any], out: Float) -> None:
+    """Copy an array; float16 by a table of all its values, ten times as fast as a cast."""
+    if values.dtype == np.float16 and values.flags.c_contiguous:
+        _look_up(values.reshape(-1).view(np.uint16), _half_values(), out.reshape(-1))
+    else:
+        out[...] = values
+
+
+@lru_cache(maxsize=1)
+def _half_values() -> Float:
+    """Value of each of the 65,536 bit patterns of float16."""
+    return np.arange(65_536, dtype=np.uint16).view(np.float16).astype(np.float32)
+
+
+@njit(parallel=True, cache=True)
+def _look_up(codes, table, out):  # type: ignore[no-untyped-def]
+    for i in prange(len(codes)):
+        out[i] = table[codes[i]]
 
 
 def images_at_once(n_classes: int) -> int:
@@ -62,10 +85,15 @@ def stack_blend(stack: Stack) -> Blend:
         return _sparse_blend(stack)
     n_images, _, n_classes = stack.shape
     out = np.empty((n_images, n_classes), dtype=np.float32)
-    step = images_at_once(n_classes)
+    step = images_at_once(n_classes * len(stack.models))
     for start in range(0, n_images, step):
         out[start : start + step] = logit_mean(dense_probs(stack[start : start + step]))
     return out
+
+
+def blend_of(stack: Stack, probs: Float) -> Blend:
+    """Blend of a few images whose `dense_probs` are there already."""
+    return _sparse_blend(stack) if stack.is_sparse else logit_mean(probs)
 
 
 def _sparse_blend(stack: Stack) -> SparseBlend:

@@ -15,7 +15,7 @@ from numba import njit, prange
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from features.blending import Blend, dense_rows, images_at_once
+from features.blending import FLOOR, Blend, SparseBlend, dense_rows, images_at_once
 from features.schema import LabelSpace
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ RECALL_TARGET = 0.98
 MOST_CANDIDATES = 64
 RECALL_WARNING = 0.9
 
-CandidateSpec = str | int | Mapping[str, int] | None
+CandidateSpec = str | int | float | Mapping[str, int] | None
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,11 @@ def resolve_candidates(
 
     Parameters
     ----------
-    spec : "auto", None, int or mapping of class group to int
+    spec : "auto", None, int, float or mapping of class group to int
         "auto" takes per class group the smallest k with recall 0.98 on these labels, at most
         64; None takes every class; an int takes that many of each group; a mapping names each
-        group's own.
+        group's own. A float (or "threshold=0.01") takes the classes above this probability,
+        as many as there are: see :func:`resolve_threshold`.
     blend : float32 array of shape (n_images, n_classes)
         The probability that ranks the classes, logit mean unless said otherwise.
     labels : CSR array of shape (n_images, n_classes)
@@ -76,17 +77,50 @@ def resolve_candidates(
         Candidates per class group, in the order of ``space.group_names``.
     """
     sizes = np.bincount(space.group_codes, minlength=len(space.group_names))
-    if spec is None:
+    if spec is None or resolve_threshold(spec) >= 0:
         return sizes
     if isinstance(spec, str):
         if spec != "auto":
-            raise ValueError(f"candidates must be 'auto', None, int or dict. Got {spec!r} instead.")
+            raise ValueError(
+                f"candidates must be 'auto', None, int, float, 'threshold=0.01' or dict. "
+                f"Got {spec!r} instead."
+            )
         return smallest_k(blend, labels, space)
     if isinstance(spec, Mapping):
         return np.minimum(_per_group(spec, space), sizes)
     if not _is_count(spec):
         raise ValueError(f"candidates must be a whole number, at least 1. Got {spec!r} instead.")
     return np.minimum(int(spec), sizes)
+
+
+def resolve_threshold(spec: CandidateSpec) -> float:
+    """Probability that a class must exceed to become a row; -1 where there is no such rule.
+
+    Raises
+    ------
+    ValueError
+        For a threshold outside [0, 1).
+
+    Examples
+    --------
+    >>> resolve_threshold(0.01), resolve_threshold("threshold=0.2"), resolve_threshold(30)
+    (0.01, 0.2, -1.0)
+    """
+    if isinstance(spec, str) and spec.startswith("threshold="):
+        try:
+            threshold = float(spec.removeprefix("threshold="))
+        except ValueError:
+            threshold = np.nan
+    elif isinstance(spec, float):
+        threshold = float(spec)
+    else:
+        return -1.0
+    if not 0 <= threshold < 1:
+        raise ValueError(
+            f"a threshold of candidates is a probability, 0 <= threshold < 1; a number of them is "
+            f"a whole number. Got {spec!r} instead."
+        )
+    return threshold
 
 
 def _is_count(k: object) -> bool:
@@ -250,6 +284,20 @@ def _sort_best(values, own, above, out):  # type: ignore[no-untyped-def]
     return n
 
 
+def choose_candidates(
+    blend: Blend, per_group: NDArray[np.int64], space: LabelSpace, *, above: float = -1.0
+) -> Candidates:
+    """Take the candidates of all images, a few images at a time.
+
+    Of a top-k stack's blend only classes that some model holds become rows.
+    """
+    if isinstance(blend, SparseBlend):
+        above = max(above, FLOOR)
+    step = images_at_once(len(space))
+    parts = [dense_rows(blend, slice(start, start + step)) for start in range(0, len(blend), step)]
+    return join_candidates([select_candidates(p, per_group, space, above=above) for p in parts])
+
+
 def join_candidates(parts: Sequence[Candidates]) -> Candidates:
     """Put the rows of successive image ranges together."""
     sizes = [np.empty(0, dtype=np.int64), *(np.diff(part.indptr) for part in parts)]
@@ -260,8 +308,8 @@ def join_candidates(parts: Sequence[Candidates]) -> Candidates:
 
 def candidate_recall(
     candidates: Candidates, labels: csr_array, space: LabelSpace
-) -> dict[str, float]:
-    """Share of the true labels that have a row, per class group and overall ("all").
+) -> tuple[dict[str, float], float]:
+    """Share of the true labels that have a row: {class group: share}, and of all groups.
 
     A warning is logged below 0.9: no booster can bring back a label that has no row.
     """
@@ -272,13 +320,14 @@ def candidate_recall(
     )
     hit = np.asarray(labels.multiply(chosen).sum(axis=0)).ravel()
     true = np.asarray(labels.sum(axis=0)).ravel()
-    recall = {}
+    codes, n_groups = space.group_codes, len(space.group_names)
+    hits = np.bincount(codes, weights=hit, minlength=n_groups)
+    totals = np.bincount(codes, weights=true, minlength=n_groups)
     # A group without a true label misses none.
-    for code, name in enumerate([*space.group_names, "all"]):
-        own = space.group_codes == code if code < len(space.group_names) else slice(None)
-        total = true[own].sum()
-        recall[str(name)] = float(hit[own].sum() / total) if total else 1.0
+    shares = np.where(totals > 0, hits / np.maximum(totals, 1), 1.0)
+    recall = {str(n): float(share) for n, share in zip(space.group_names, shares, strict=True)}
+    overall = float(hits.sum() / totals.sum()) if totals.sum() else 1.0
     low = {name: round(value, 3) for name, value in recall.items() if value < RECALL_WARNING}
     if low:
         logger.warning("candidate recall below %.1f: %s; raise candidates=", RECALL_WARNING, low)
-    return recall
+    return recall, overall

@@ -63,7 +63,7 @@ def build_features(
         str,
         typer.Option(
             help="Classes of an image that become rows: auto, all, 50 (in each class group), or "
-            "culture=20,tag=30."
+            "culture=20,tag=30, or threshold=0.01 (every class above this probability)."
         ),
     ] = "auto",
     max_memory: Annotated[
@@ -72,6 +72,13 @@ def build_features(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Threads. Default: one a core.", show_default=False)
     ] = None,
+    negatives: Annotated[
+        float,
+        typer.Option(
+            help="Share of the negative rows of labelled images to keep, for example 0.1; a "
+            "column weight makes up for the rest."
+        ),
+    ] = 1.0,
     rows_per_part: Annotated[
         int, typer.Option(min=1, help="Most rows of one Parquet file (whole images).")
     ] = ROWS_PER_PART,
@@ -107,6 +114,7 @@ def build_features(
             n_jobs=jobs,
             rows_per_part=rows_per_part,
             force=force,
+            negatives=negatives,
         )
         summary = build(request, report)
         lines = summary.lines()

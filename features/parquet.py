@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from features.schema import Stack
 __all__ = ["PairRows", "Written", "feature_matrix", "pair_columns", "read_pairs", "write_pairs"]
 
 KEYS = ("image_id", "class", "class_group", "label", "fold")
+WEIGHT = "weight"  # after the keys, where negatives were thinned out
 # A row group is what a reader holds at once, and what the writer holds whatever max_memory says.
 ROWS_PER_GROUP = 65_536
 ROWS_PER_PART = 4 * ROWS_PER_GROUP
@@ -54,6 +56,9 @@ class PairRows:
         Where False, labels are null and features are those of a new image.
     fold : int array of shape (n_images,)
         Folds that `features` was fitted with; -1 where not assigned.
+    negatives : float, default=1
+        Share of the labelled images' negative rows that is kept; a column "weight" makes up for
+        the rest, so that weighted sums over rows keep their expectation.
     """
 
     features: PairFeatures
@@ -61,6 +66,25 @@ class PairRows:
     labels: csr_array
     labels_known: NDArray[np.bool_]
     fold: NDArray[np.integer[Any]]
+    negatives: float = 1.0
+
+    @cached_property
+    def indptr(self) -> NDArray[np.int64]:
+        """Rows ``indptr[i]:indptr[i + 1]`` belong to image i, int64 (n_images + 1,)."""
+        found = self.features.all_candidates(self.stack)
+        if self.negatives == 1:
+            return found.indptr
+        kept = self._weights(found.row_image.astype(np.int64), found.classes) > 0
+        return np.concatenate([[0], np.cumsum(kept)])[found.indptr]
+
+    def _weights(
+        self, row_image: NDArray[np.int64], row_class: NDArray[np.int32]
+    ) -> NDArray[np.float32]:
+        """Weight of each row, 0 where it is left out, float32 (n_rows,)."""
+        negative = label_at(self.labels, row_image, row_class) == 0
+        thinned = negative & self.labels_known[row_image]
+        lucky = uniform(row_image * len(self.stack.classes) + row_class) < self.negatives
+        return np.where(thinned, lucky / np.float32(self.negatives), 1).astype(np.float32)
 
     def table(self, start: int, stop: int, schema: pa.Schema) -> pa.Table:
         """Build the rows of some images, batch by batch.
@@ -72,13 +96,18 @@ class PairRows:
         # An image without labels took no part in fitting: it is new, whatever its fold.
         fold = np.where(self.labels_known, self.fold, -1)[start:stop]
         step = min(self.features.batch_images(), stop - start)
-        images, classes, values = [], [], []
+        images, classes, weights, values = [], [], [], []
         for batch in self.features.batches(self.stack[start:stop], fold, batch_images=step):
-            images.append(batch.row_image)
-            classes.append(batch.row_class)
-            values.append(np.ascontiguousarray(batch.features.T))
-        row_image, row_class = start + _join(images), _join(classes)
-        keys = self._keys(row_image, row_class)
+            weight = self._weights(start + batch.row_image, batch.row_class)
+            kept = np.flatnonzero(weight)
+            images.append(start + batch.row_image[kept])
+            classes.append(batch.row_class[kept])
+            weights.append(weight[kept])
+            rows = batch.features if len(kept) == len(weight) else batch.features[kept]
+            values.append(np.ascontiguousarray(rows.T))
+        keys = self._keys(_join(images), _join(classes))
+        if self.negatives < 1:
+            keys.append(pa.array(_join(weights)))
         columns = [pa.array(column) for column in _join(values)]
         return pa.Table.from_arrays([*keys, *columns], schema=schema)
 
@@ -170,7 +199,7 @@ def write_pairs(
     folder, settings = Path(path), {**settings, "rows_per_part": rows_per_part}
     check_output(folder, settings, force=force)
     folder.mkdir(parents=True, exist_ok=True)
-    schema, ranges = pair_schema(rows.features), _image_ranges(rows, rows_per_part)
+    schema, ranges = pair_schema(rows), image_ranges(rows.indptr, rows_per_part)
     record = None if force else read_record(folder)
     if record is None:
         clear_output(folder)
@@ -267,12 +296,15 @@ def feature_matrix(table: pa.Table) -> NDArray[np.float32]:
     return out
 
 
-def pair_schema(features: PairFeatures) -> pa.Schema:
+def pair_schema(rows: PairRows) -> pa.Schema:
     """Make the parts' schema: keys, then features with their origin in the field metadata."""
+    features = rows.features
     text = pa.dictionary(pa.int32(), pa.string())
     types = (pa.string(), text, text, pa.int8(), pa.int16())
     keys = [pa.field(name, kind) for name, kind in zip(KEYS, types, strict=True)]
-    names = [*KEYS, *features.feature_names_]
+    if rows.negatives < 1:
+        keys.append(pa.field(WEIGHT, pa.float32()))
+    names = [*(key.name for key in keys), *features.feature_names_]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(
@@ -314,32 +346,61 @@ def label_at(
 
 def _write_part(path: Path, rows: PairRows, start: int, stop: int, schema: pa.Schema) -> None:
     """Write the part of one image range, row group by row group."""
-    step = _images(rows, ROWS_PER_GROUP)
 
     def write(file: Any) -> None:
         # Features hardly repeat: a dictionary of them costs time and no byte less.
         with pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=list(KEYS)) as out:
-            for first in range(start, stop, step):
-                table = rows.table(first, min(first + step, stop), schema)
+            for first, last in image_ranges(rows.indptr[start : stop + 1], ROWS_PER_GROUP):
+                table = rows.table(start + first, start + last, schema)
                 out.write_table(table, row_group_size=max(len(table), 1))
 
     write_atomically(path, write)
 
 
 def _new_record(rows: PairRows, settings: dict[str, Any], n_parts: int) -> Record:
-    n_images = len(rows.stack)
-    recall = dict(rows.features.candidate_recall_)
-    return Record(settings, recall, n_images, n_images * rows.features.rows_per_image_, n_parts)
+    features, n_rows = rows.features, int(rows.indptr[-1])
+    return Record(
+        settings,
+        dict(features.candidate_recall_),
+        len(rows.stack),
+        n_rows,
+        n_parts,
+        overall_recall=features.overall_recall_,
+    )
 
 
-def _image_ranges(rows: PairRows, rows_per_part: int) -> list[tuple[int, int]]:
-    step, n_images = _images(rows, rows_per_part), len(rows.stack)
-    return [(start, min(start + step, n_images)) for start in range(0, n_images, step)]
+def image_ranges(indptr: NDArray[np.int64], most_rows: int) -> list[tuple[int, int]]:
+    """Cut images into ranges of at most `most_rows` rows, of one image at least.
+
+    Examples
+    --------
+    >>> image_ranges(np.array([0, 2, 4, 9, 9, 10]), 4)
+    [(0, 2), (2, 3), (3, 5)]
+    """
+    ranges, start, n_images = [], 0, len(indptr) - 1
+    while start < n_images:
+        full = int(np.searchsorted(indptr, indptr[start] + most_rows, side="right")) - 1
+        stop = min(max(full, start + 1), n_images)
+        ranges.append((start, stop))
+        start = stop
+    return ranges
 
 
-def _images(rows: PairRows, n_rows: int) -> int:
-    """Whole images that have at most `n_rows` rows; at least one."""
-    return max(n_rows // rows.features.rows_per_image_, 1)
+def uniform(keys: NDArray[np.int64], seed: int = 0) -> NDArray[np.float64]:
+    """Give each key a number in [0, 1) of its own, the same in every batch (SplitMix64).
+
+    Source: Steele, Lea and Flood (2014), "Fast splittable pseudorandom number generators".
+
+    Examples
+    --------
+    >>> bool((uniform(np.arange(9))[4:] == uniform(np.arange(4, 9))).all())
+    True
+    """
+    step = np.uint64(0x9E3779B97F4A7C15)
+    x = (keys.astype(np.uint64) + np.uint64(seed + 1)) * step
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((x ^ (x >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
 
 
 def _join(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:

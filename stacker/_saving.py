@@ -103,7 +103,10 @@ def _features_tree(features: PairFeatures) -> dict[str, Any]:
         "models": features.models_,
         "per_group": features.per_group_,
         "n_folds": features.n_folds_,
+        "above": features.above_,
+        "mean_rows": features.mean_rows_,
         "candidate_recall": features.candidate_recall_,
+        "overall_recall": features.overall_recall_,
         "columns": [asdict(column) for column in features.columns_],
         "n_columns": features.n_columns_,
         "states": features.states_,
@@ -119,7 +122,9 @@ def _features(tree: dict[str, Any], space: LabelSpace) -> PairFeatures:
     features.space_, features.models_ = space, tree["models"]
     features.per_group_ = np.asarray(tree["per_group"])
     features.n_folds_, features.n_columns_ = tree["n_folds"], tree["n_columns"]
+    features.above_, features.mean_rows_ = float(tree["above"]), tree["mean_rows"]
     features.candidate_recall_ = tree["candidate_recall"]
+    features.overall_recall_ = tree["overall_recall"]
     features.columns_ = [
         Column(**{**column, "models": tuple(column["models"])}) for column in tree["columns"]
     ]

@@ -79,7 +79,7 @@ def test_auto_takes_the_smallest_k_with_recall_098(blend, space, slice_labels):
 
 
 def recall_of(blend, space, labels, per_group):
-    return candidate_recall(select_candidates(blend, per_group, space), labels, space)
+    return candidate_recall(select_candidates(blend, per_group, space), labels, space)[0]
 
 
 def test_auto_stops_at_64_and_keeps_a_group_without_labels(rng):
@@ -110,10 +110,11 @@ def test_settings_become_numbers_per_group(blend, space, slice_labels, spec, exp
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("most", "must be 'auto', None, int or dict. Got 'most'"),
+        ("most", "must be 'auto', None, int, float, 'threshold=0.01' or dict. Got 'most'"),
         (0, "must be a whole number, at least 1. Got 0"),
         (True, "must be a whole number, at least 1. Got True"),
-        (2.5, "must be a whole number, at least 1. Got 2.5"),
+        (2.5, "0 <= threshold < 1; a number of them is a whole number. Got 2.5"),
+        ("threshold=x", "is a probability, 0 <= threshold < 1.*Got 'threshold=x'"),
         ({"tag": 3}, r"expected \['category', 'creator', 'tag'\], got \['tag'\]"),
         ({"tag": 3, "creator": 0, "category": 2}, "must be at least 1 in each group. Got .*0"),
         ({"tag": 3, "creator": 1.5, "category": 2}, "must be at least 1 in each group"),
@@ -129,7 +130,7 @@ def test_recall_counts_the_labels_that_have_a_row(blend, space, slice_labels, ca
     """A wrong recall would hide that the candidates lose labels for good."""
     found = select_candidates(blend, np.array([2, 1, 2]), space)
     with caplog.at_level(logging.WARNING, logger="features"):
-        recall = candidate_recall(found, slice_labels, space)
+        recall, overall = candidate_recall(found, slice_labels, space)
     dense = slice_labels.toarray()
     hits = {str(name): [] for name in [*space.group_names, "all"]}
     for i in range(300):
@@ -137,7 +138,7 @@ def test_recall_counts_the_labels_that_have_a_row(blend, space, slice_labels, ca
         for c in np.flatnonzero(dense[i]):
             hits[str(space.groups[c])].append(c in own)
             hits["all"].append(c in own)
-    assert recall == pytest.approx({name: np.mean(values) for name, values in hits.items()})
+    assert {**recall, "all": overall} == pytest.approx({n: np.mean(v) for n, v in hits.items()})
     assert "candidate recall below 0.9" in caplog.text
     assert "raise candidates=" in caplog.text
 
@@ -148,5 +149,5 @@ def test_a_group_without_labels_loses_none(caplog):
     found = Candidates(np.array([0, 1]), np.array([0], dtype=np.int32))
     with caplog.at_level(logging.WARNING, logger="features"):
         recall = candidate_recall(found, csr_array(np.array([[1, 0]], dtype=np.int8)), space)
-    assert recall == {"a": 1.0, "b": 1.0, "all": 1.0}
+    assert recall == ({"a": 1.0, "b": 1.0}, 1.0)
     assert not caplog.records

@@ -266,7 +266,7 @@ def test_memory_and_threads_may_change_when_resuming(store, pairs, begun):
             "expected ['category', 'creator', 'tag']",
         ),
         (["--candidates", "category=3"], "must name every class group once"),
-        (["--candidates", "many"], "must be auto, all, a number, or group=number"),
+        (["--candidates", "many"], "must be auto, all, a number, threshold=0.01, or group=number"),
         (["--candidates", "0"], "at least 1"),
         (["--max-memory", "lots"], "max_memory must be bytes or like '4GB'"),
     ],
