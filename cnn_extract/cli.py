@@ -188,5 +188,152 @@ def folds_command(
         )
 
 
+@app.command("train")
+def train_command(
+    images: Images,
+    labels: Annotated[
+        Path, typer.Option(help="CSV: image_id,labels. Images it does not name are unlabelled.")
+    ],
+    recipe: Annotated[
+        str, typer.Option(help="A preset (see `cnn-extract recipes`) or a TOML file.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints, curves and the store.")],
+    store: Annotated[
+        Path | None,
+        typer.Option(help="Store to add the model to; its folds are used. Default: OUT/store."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The model's name in the store. Default: the recipe's.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="timm model NAME or NAME=WEIGHTS in place of the recipe's."),
+    ] = None,
+    size: Annotated[int | None, typer.Option(help="Input side in pixels.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Most epochs of each stage.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a setting: TABLE.KEY=VALUE. Repeat for more."),
+    ] = None,
+    metadata: Annotated[
+        Path | None,
+        typer.Option(help="CSV: image_id and any columns; split_group keeps images together."),
+    ] = None,
+    drop: Annotated[
+        Path | None, typer.Option(help="CSV with images to leave out of training.")
+    ] = None,
+    hard: Annotated[
+        Path | None, typer.Option(help="CSV with images to show once more an epoch.")
+    ] = None,
+    pseudo: Annotated[
+        Path | None, typer.Option(help="CSV: image_id,labels[,weight] of unlabelled images.")
+    ] = None,
+    parents: Annotated[
+        Path | None, typer.Option(help="CSV: class,parent of hierarchical classes.")
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="STORE[:MODEL] whose predictions are distilled.")
+    ] = None,
+    init: Annotated[
+        Path | None, typer.Option(help="Run whose networks training begins from.")
+    ] = None,
+    domain: Annotated[
+        str | None, typer.Option(help="Metadata column with each image's domain.")
+    ] = None,
+    domain_weight: Annotated[
+        list[str] | None,
+        typer.Option(help="DOMAIN=WEIGHT of its images in the loss; 0 leaves them out."),
+    ] = None,
+    only_head: Annotated[
+        bool, typer.Option("--only-head", help="Every stage trains the head alone.")
+    ] = False,
+    folds: Annotated[int | None, typer.Option(help="Number of folds.")] = None,
+    fold: Annotated[
+        list[int] | None, typer.Option(help="Train only this fold, from 0. Repeat for more.")
+    ] = None,
+    embeddings: Annotated[
+        bool, typer.Option(help="Also write embeddings and ImageNet logits of the backbone.")
+    ] = True,
+    seed: Annotated[int, typer.Option(help="Seed of everything drawn.")] = 0,
+    workers: Workers = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    on_error: Annotated[
+        str, typer.Option(help="On an unreadable image: stop, or skip and record it.")
+    ] = "stop",
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Curves for TensorBoard, in OUT/tensorboard.")
+    ] = False,
+    id_column: IdColumn = "image_id",
+    label_column: LabelColumn = "labels",
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a recipe's networks fold by fold; a killed run resumes from its last epoch.
+
+    Example: `cnn-extract train photos/ --labels labels.csv --recipe imet-1st --out runs/first`
+    """
+    from cnn_extract._console import Reporter
+    from cnn_extract.train.request import TrainRequest, parse_weights
+    from cnn_extract.train.run import train
+
+    with exit_codes():
+        request = TrainRequest(
+            images=images,
+            labels=labels,
+            recipe=recipe,
+            out=out,
+            store=store,
+            name=name,
+            model=model,
+            size=size,
+            epochs=epochs,
+            metadata=metadata,
+            drop=drop,
+            hard=hard,
+            pseudo=pseudo,
+            parents=parents,
+            teacher=teacher,
+            init=init,
+            domain=domain,
+            domain_weights=parse_weights(domain_weight or ()),
+            only_head=only_head,
+            folds=folds,
+            only_folds=fold or (),
+            settings=set_ or (),
+            embeddings=embeddings,
+            seed=seed,
+            workers=workers,
+            device=device,
+            on_error=on_error,
+            tensorboard=tensorboard,
+            id_column=id_column,
+            label_column=label_column,
+            force=force,
+        )
+        summary = train(request, Reporter(quiet=quiet))
+        typer.echo("\n".join(summary.lines()))
+
+
+@app.command("recipes")
+def recipes_command(
+    name: Annotated[
+        str | None, typer.Argument(help="Print this recipe's TOML.", show_default=False)
+    ] = None,
+) -> None:
+    """List the recipes that ship with the package, or print one.
+
+    Example: `cnn-extract recipes imet-1st > mine.toml`
+    """
+    from cnn_extract.train.presets import find_recipe, preset_names, preset_text
+
+    with exit_codes():
+        if name is not None:
+            typer.echo(preset_text(name), nl=False)
+            return
+        width = max(map(len, preset_names()))
+        for preset in preset_names():
+            typer.echo(f"{preset:<{width}}  {find_recipe(preset).about}")
+
+
 if __name__ == "__main__":
     app()

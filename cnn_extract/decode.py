@@ -18,7 +18,7 @@ from functools import partial
 from itertools import islice
 from multiprocessing.connection import wait
 from types import TracebackType
-from typing import Self, TypeAlias, TypeVar
+from typing import Any, Self, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,11 +27,21 @@ from cnn_extract.images import ImageError, ImageSource, Pixels
 from cnn_extract.stats import image_statistics, stat_names
 from cnn_extract.transforms import model_input
 
-__all__ = ["DecodePool", "Inputs", "Scanned", "decode_inputs", "in_order", "n_cores", "scan_images"]
+__all__ = [
+    "DecodePool",
+    "Inputs",
+    "Scanned",
+    "decode_inputs",
+    "decode_pixels",
+    "in_order",
+    "n_cores",
+    "scan_images",
+]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Task: TypeAlias = Callable[[ImageSource, Sequence[int]], Result]
+# What a batch holds is between the task and its caller: positions of images, mostly.
+Task: TypeAlias = Callable[[ImageSource, Any], Result]
 # Batches on their way for each worker: one in work, one waiting.
 AHEAD = 2
 
@@ -67,7 +77,7 @@ def scan_images(source: ImageSource, indices: Sequence[int], *, n_channels: int)
     errors = {}
     for row, index in enumerate(indices):
         try:
-            stats[row] = image_statistics(_decode(source, index, n_channels))
+            stats[row] = image_statistics(decode_pixels(source, index, n_channels))
         except ImageError as error:
             errors[index] = str(error)
     return Scanned(stats, errors)
@@ -81,13 +91,14 @@ def decode_inputs(
     errors = {}
     for row, index in enumerate(indices):
         try:
-            images[row] = model_input(_decode(source, index, n_channels), size)
+            images[row] = model_input(decode_pixels(source, index, n_channels), size)
         except ImageError as error:
             errors[index] = str(error)
     return Inputs(images, errors)
 
 
-def _decode(source: ImageSource, index: int, n_channels: int) -> Pixels:
+def decode_pixels(source: ImageSource, index: int, n_channels: int) -> Pixels:
+    """Pixels of one image, which must have this number of channels; else an ImageError."""
     pixels = source.decode(index)
     if pixels.shape[2] != n_channels:
         raise ImageError(
@@ -162,7 +173,7 @@ class DecodePool:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def map(self, task: Task[Result], batches: Iterable[Sequence[int]]) -> Iterator[Result]:
+    def map(self, task: Task[Result], batches: Iterable[Sequence[Any]]) -> Iterator[Result]:
         """Give ``task(source, batch)`` for each batch, in order.
 
         Raises
@@ -202,5 +213,5 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _in_worker(task: Task[Result], batch: Sequence[int]) -> Result:
+def _in_worker(task: Task[Result], batch: Sequence[Any]) -> Result:
     return task(_SOURCES[0], batch)

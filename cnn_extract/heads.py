@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from features.store import FeatureStore
 
-__all__ = ["HEADS", "Head", "HeadConfig", "check_heads", "fit_head", "write_head"]
+__all__ = ["HEADS", "Head", "HeadConfig", "check_heads", "combine_folds", "fit_head", "write_head"]
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ def write_head(store: FeatureStore, key: str, head: str, *, seed: int, report: R
             rows = slice(chunk.start, chunk.stop)
             batch = _filled(embeddings[rows])
             every = np.stack(list(lanes.map(lambda model, b=batch: model.predict(b), fitted)))
-            own, unlabelled = _combine(every, fold[rows])
+            own, unlabelled = combine_folds(every, fold[rows])
             for name in names:
                 values = own if name.startswith("probabilities") else unlabelled
                 store.write_rows(name, chunk.start, values)
@@ -296,7 +296,7 @@ def _filled(embeddings: NDArray[Any]) -> NDArray[Any]:
     return np.nan_to_num(embeddings, nan=0.0)
 
 
-def _combine(
+def combine_folds(
     every: NDArray[np.float32], fold: NDArray[np.int16]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Own-fold or mean probabilities (n_images, n_classes), and (n_folds, ...) of the unlabelled.

@@ -32,7 +32,16 @@ from cnn_extract.weights import find_weights
 if TYPE_CHECKING:
     from features.store import FeatureStore
 
-__all__ = ["RefusedError", "Request", "Summary", "parse_models", "run"]
+__all__ = [
+    "RefusedError",
+    "Request",
+    "Summary",
+    "create_store",
+    "match_ids",
+    "metadata_of",
+    "parse_models",
+    "run",
+]
 
 # Small enough that a killed run loses seconds, large enough that few files are written.
 CHUNK_IMAGES = 256
@@ -143,8 +152,8 @@ def run(request: Request, report: Reporter | None = None) -> Summary:
     labels = read_labels(
         request.labels, id_column=request.id_column, label_column=request.label_column
     )
-    source = _match_ids(source, labels, report)
-    metadata = _read_metadata(request, source.ids)
+    source = match_ids(source, labels, report)
+    metadata = metadata_of(request, source.ids)
     backbones = parse_models(request.models)
     settings = _fingerprint(request, source, labels, metadata, backbones)
     store = _prepare_store(request, source, labels, metadata, settings, report)
@@ -195,7 +204,7 @@ def parse_models(models: Sequence[str]) -> list[Backbone]:
     return list(found.values())
 
 
-def _match_ids(source: ImageSource, labels: Labels, report: Reporter) -> ImageSource:
+def match_ids(source: ImageSource, labels: Labels, report: Reporter) -> ImageSource:
     """Bring image ids and labels together; all images in one folder may be named without it."""
     folder = source.common_folder
     if folder and not set(labels.image_ids) & set(source.ids):
@@ -207,7 +216,7 @@ def _match_ids(source: ImageSource, labels: Labels, report: Reporter) -> ImageSo
     return source
 
 
-def _read_metadata(request: Request, ids: Sequence[str]) -> pd.DataFrame | None:
+def metadata_of(request: Request, ids: Sequence[str]) -> pd.DataFrame | None:
     """Metadata in the order of the images, its split groups checked."""
     if request.metadata is None:
         return None
@@ -292,7 +301,7 @@ def _prepare_store(
         report.log(f"image files changed before all were read: beginning {request.out} anew")
     if store is not None:
         shutil.rmtree(request.out)
-    return _create_store(request, source, labels, metadata, settings)
+    return create_store(request, source, labels, metadata, settings)
 
 
 def _complete_message(out: Path, differ: Sequence[str]) -> str:
@@ -304,13 +313,15 @@ def _has_statistics(store: FeatureStore) -> bool:
     return "image_stats" in store.array_names and store.is_complete("image_stats")
 
 
-def _create_store(
+def create_store(
     request: Request,
     source: ImageSource,
     labels: Labels,
     metadata: pd.DataFrame | None,
     settings: Mapping[str, Any],
+    class_parent: Sequence[str | None] | None = None,
 ) -> FeatureStore:
+    """Make the store of a request: images, labels, folds; no predictions yet."""
     from features.folds import make_folds
     from features.store import FeatureStore
 
@@ -330,6 +341,7 @@ def _create_store(
         request.out,
         image_ids=list(source.ids),
         classes=list(labels.classes),
+        class_parent=class_parent,
         labels=matrix,
         labels_known=known,
         fold=fold,

@@ -1,0 +1,1 @@
+"""Train CNNs by recipe: what the published systems did, each practice turned on by name."""

@@ -1,0 +1,161 @@
+"""Checkpoints: tensors as safetensors, the rest as JSON; written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cnn_extract._torchvision import import_torch
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Progress", "load_progress", "read_model", "save_model", "save_progress", "write_text"]
+
+MODEL = "model.safetensors"
+LAST = "last.safetensors"
+
+
+@dataclass
+class Progress:
+    """Where a training stands: the next stage and epoch, and everything they need.
+
+    `weights`, `ema` and `optimiser` are state dicts; `losses` the samples' of the last epoch;
+    `log` the rows of the curves so far.
+    """
+
+    stage: int = 0
+    epoch: int = 0
+    weights: Mapping[str, Any] = field(default_factory=dict)
+    ema: Mapping[str, Any] = field(default_factory=dict)
+    ema_steps: int = 0
+    optimiser: Mapping[str, Any] = field(default_factory=dict)
+    schedule: dict[str, Any] = field(default_factory=dict)
+    losses: Any = None
+    log: list[dict[str, Any]] = field(default_factory=list)
+
+
+def save_model(folder: Path, state: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
+    """Write ``model.safetensors`` and, last, ``model.json``, which says that both are there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _save_tensors(folder / MODEL, state, {})
+    write_text(folder / "model.json", json.dumps(about, indent=2) + "\n")
+    (folder / LAST).unlink(missing_ok=True)
+
+
+def read_model(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+    """Read what `save_model` wrote; None when it is not complete."""
+    from safetensors.torch import load_file
+
+    note = folder / "model.json"
+    if not note.is_file():
+        return None
+    return load_file(folder / MODEL), json.loads(note.read_text(encoding="utf-8"))
+
+
+def save_progress(folder: Path, progress: Progress) -> None:
+    """Write ``last.safetensors``: the JSON part stands in its header, so one rename saves both."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"weights.{k}": v for k, v in progress.weights.items()}
+    tensors |= {f"ema.{k}": v for k, v in progress.ema.items()}
+    structure = _flatten(progress.optimiser, "optimiser", tensors)
+    if progress.losses is not None:
+        tensors["losses"] = import_torch().from_numpy(np.asarray(progress.losses))
+    note = {
+        "stage": progress.stage,
+        "epoch": progress.epoch,
+        "ema_steps": progress.ema_steps,
+        "optimiser": structure,
+        "schedule": progress.schedule,
+        "log": progress.log,
+    }
+    _save_tensors(folder / LAST, tensors, {"progress": json.dumps(note)})
+
+
+def load_progress(folder: Path) -> Progress | None:
+    """Read what `save_progress` wrote, None when there is nothing."""
+    from safetensors import safe_open
+
+    path = folder / LAST
+    if not path.is_file():
+        return None
+    with safe_open(path, framework="pt") as file:
+        note = json.loads(file.metadata()["progress"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    losses = tensors.pop("losses", None)
+    return Progress(
+        stage=note["stage"],
+        epoch=note["epoch"],
+        weights=_under("weights.", tensors),
+        ema=_under("ema.", tensors),
+        ema_steps=note["ema_steps"],
+        optimiser=_unflatten(note["optimiser"], tensors),
+        schedule=note["schedule"],
+        losses=None if losses is None else losses.numpy(),
+        log=note["log"],
+    )
+
+
+def _under(prefix: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+# How a tensor, and a dict whose keys are no text, stand in JSON.
+_TENSOR, _PAIRS = "__tensor__", "__pairs__"
+
+
+def _flatten(value: Any, path: str, tensors: dict[str, Any]) -> Any:
+    """Move every tensor of a nested structure into `tensors`; what is left is JSON."""
+    if import_torch().is_tensor(value):
+        tensors[path] = value
+        return {_TENSOR: path}
+    if isinstance(value, Mapping):
+        return {_PAIRS: [[k, _flatten(v, f"{path}.{k}", tensors)] for k, v in value.items()]}
+    if isinstance(value, (list, tuple)):
+        return [_flatten(v, f"{path}.{k}", tensors) for k, v in enumerate(value)]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(
+        f"an optimiser's state must hold tensors, numbers and text; {path} is {value!r}"
+    )
+
+
+def _unflatten(value: Any, tensors: Mapping[str, Any]) -> Any:
+    if isinstance(value, list):
+        return [_unflatten(v, tensors) for v in value]
+    if isinstance(value, dict):
+        if _TENSOR in value:
+            return tensors[value[_TENSOR]]
+        return {k: _unflatten(v, tensors) for k, v in value[_PAIRS]}
+    return value
+
+
+def _save_tensors(path: Path, tensors: Mapping[str, Any], header: dict[str, str]) -> None:
+    from safetensors.torch import save_file
+
+    # Contiguous copies: safetensors refuses views that share memory.
+    plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        save_file(plain, temporary, metadata=header or None)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text under a temporary name, then rename it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,70 @@
+"""Where a network's input comes from: images decoded by worker processes, or kept activations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnn_extract._torchvision import import_torch
+from cnn_extract.decode import DecodePool
+from cnn_extract.models import InputConfig
+from cnn_extract.train.augment import View, decode_views
+from cnn_extract.train.networks import normalise
+
+if TYPE_CHECKING:
+    import torch
+
+    from cnn_extract.train.recipe import InputRecipe
+
+__all__ = ["Feed", "ImageFeed", "views_of"]
+
+
+class Feed(Protocol):
+    """Gives the network's input for images, batch by batch."""
+
+    def batches(self, batches: Iterable[Sequence[View]]) -> Iterator[torch.Tensor]:
+        """One tensor, on the device, for each batch of views."""
+
+
+@dataclass(frozen=True)
+class ImageFeed:
+    """Decodes, augments and normalises images.
+
+    Parameters
+    ----------
+    pool : DecodePool
+    recipe : InputRecipe
+    config : InputConfig
+        Side, mean and std.
+    device : torch device or str
+    """
+
+    pool: DecodePool
+    recipe: InputRecipe
+    config: InputConfig
+    device: Any = "cpu"
+
+    def batches(self, batches: Iterable[Sequence[View]]) -> Iterator[torch.Tensor]:
+        """Normalised float32 tensors (n_images, channels, size, size), channels last."""
+        torch = import_torch()
+        task = partial(
+            decode_views,
+            recipe=self.recipe,
+            size=self.config.size,
+            n_channels=len(self.config.mean),
+        )
+        for images in self.pool.map(task, batches):
+            batch = torch.from_numpy(images)
+            yield normalise(batch.to(self.device, non_blocking=True), self.config)
+
+
+def views_of(rows: NDArray[np.intp], seeds: NDArray[np.uint64] | None = None) -> list[View]:
+    """Views of images: random ones with these seeds, or plain ones."""
+    if seeds is None:
+        return [View(int(row)) for row in rows]
+    return [View(int(row), int(seed)) for row, seed in zip(rows, seeds, strict=True)]

@@ -1,0 +1,64 @@
+"""The device and the processes that train together, through accelerate."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cnn_extract._torchvision import import_torch
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["autocast", "make_accelerator", "sum_over_ranks"]
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def make_accelerator(device: str, precision: str) -> Any:
+    """Make the accelerator of this process; under ``accelerate launch`` one of several.
+
+    Parameters
+    ----------
+    device : {"auto", "cpu", "cuda"}
+    precision : {"no", "bf16", "fp16"}
+        Mixed precision of training.
+
+    Raises
+    ------
+    ValueError
+        For a device that is not there, and fp16 training on a CPU.
+    """
+    torch = import_torch()
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, PartialState
+
+    if device not in DEVICES:
+        raise ValueError(f"device must be one of {', '.join(DEVICES)}; got {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda' is not available: torch sees no GPU; use --device cpu")
+    on_cpu = device == "cpu" or not torch.cuda.is_available()
+    if on_cpu and precision == "fp16":
+        raise ValueError("fp16 training needs a GPU; use --set batch.precision=bf16 on a CPU")
+    # accelerate keeps one state a process; a second run in it may want another precision.
+    state: Any = AcceleratorState
+    if PartialState._shared_state and PartialState().num_processes == 1:
+        state._reset_state(reset_partial_state=True)
+    return Accelerator(cpu=on_cpu, mixed_precision=precision)
+
+
+def sum_over_ranks(accelerator: Any, values: torch.Tensor) -> torch.Tensor:
+    """Sum of a tensor over all processes; the tensor itself where there is one."""
+    if accelerator.num_processes == 1:
+        return values
+    return accelerator.reduce(values.to(accelerator.device), reduction="sum").cpu()
+
+
+def autocast(device: Any, precision: str) -> Any:
+    """Context in which a forward pass runs in this precision; float32 changes nothing."""
+    torch = import_torch()
+    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return torch.autocast(
+        str(device).partition(":")[0],
+        dtype=kinds.get(precision, torch.bfloat16),
+        enabled=precision in kinds,
+    )
