@@ -1,4 +1,4 @@
-"""numba kernels for F-beta: hits of label sets, and sets of highest expected F-beta.
+"""numba kernels for the sets of highest expected F-beta.
 
 Kernels compile at the first call, not at import, and are cached on disk. Threads are numba's own
 setting; nothing here changes it.
@@ -11,55 +11,14 @@ from numpy.typing import NDArray
 
 from stacker._inputs import CHUNK, Rows, over_rows
 
-__all__ = ["best_sets", "count_hits"]
+__all__ = ["best_sets"]
 
-SERIAL_LABELS = 100_000
 # Classes above this probability are convolved one by one; those below enter the label count
 # through N_POWERS power sums, whose error is about mean * (2 * FLOOR) ** N_POWERS = 1e-14.
 FLOOR = 1.0 / 128.0
 N_POWERS = 8
 # exp(-36) = 2e-16: counts rarer than that cannot change a score in its fourteenth decimal.
 LOG_TAIL = 36.0
-
-
-def count_hits(truth: Rows, pred: Rows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Labels that both sparse matrices store, by image and by class."""
-    by_image = np.zeros(truth.n_rows, np.int64)
-    # Waking threads costs more than it saves on a small matrix.
-    n_chunks = 2 if len(truth.values) + len(pred.values) > SERIAL_LABELS else 1
-    by_class = np.zeros((n_chunks, truth.n_columns), np.int64)
-    count = _count_chunks if n_chunks > 1 else _count_all
-    count(truth.indices, truth.indptr, pred.indices, pred.indptr, by_image, by_class)
-    return by_image, by_class.sum(axis=0)
-
-
-@njit(parallel=True, cache=True)
-def _count_chunks(ind_a, ptr_a, ind_b, ptr_b, by_image, by_class):  # type: ignore[no-untyped-def]
-    n, parts = len(by_image), len(by_class)
-    for c in prange(parts):
-        a, b = np.int64(c) * n // parts, (np.int64(c) + 1) * n // parts
-        _count_rows(ind_a, ptr_a, ind_b, ptr_b, by_image, by_class[c], a, b)
-
-
-@njit(cache=True)
-def _count_all(ind_a, ptr_a, ind_b, ptr_b, by_image, by_class):  # type: ignore[no-untyped-def]
-    _count_rows(ind_a, ptr_a, ind_b, ptr_b, by_image, by_class[0], 0, len(by_image))
-
-
-@njit(cache=True)
-def _count_rows(  # type: ignore[no-untyped-def]
-    ind_a, ptr_a, ind_b, ptr_b, by_image, by_class, start, stop
-):
-    last = np.full(len(by_class), -1, np.int32)  # the last image that has the class
-    for i in range(start, stop):
-        for a in range(ptr_a[i], ptr_a[i + 1]):
-            last[ind_a[a]] = i
-        hits = 0
-        for b in range(ptr_b[i], ptr_b[i + 1]):
-            hit = last[ind_b[b]] == i
-            hits += hit
-            by_class[ind_b[b]] += hit
-        by_image[i] = hits
 
 
 def best_sets(

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stacker._hits import Counts
 from stacker._inputs import check_labels
 from stacker._rules import RULES, Problem, Task, apply_rule
 from stacker._splits import make_splits
-from stacker._sweep import Counts
 from stacker.fbeta import as_sets, unit_counts
 
 __all__ = ["choose_strategy"]
@@ -59,8 +59,7 @@ def _fold_counts(names: list[str], problem: Problem, train: Any, test: Any) -> d
     for name in names:
         chosen = apply_rule(name, RULES[name](rest), held.probs, task)
         sets = check_labels(as_sets(chosen, held.probs))
-        tp, n_true, n_pred = unit_counts(held.labels, sets, task.average)
-        counts[name] = Counts(n_true, n_pred, tp)
+        counts[name] = unit_counts(held.labels, sets, task.average)
     return counts
 
 

@@ -18,9 +18,10 @@ import scipy.sparse as sp
 from numba import njit, prange
 from numpy.typing import NDArray
 
+from stacker._hits import Counts
 from stacker._inputs import CHUNK, Rows, as_rows, over_rows
 
-__all__ = ["NOTHING", "Counts", "Pairs", "add_selected", "best_cut", "class_cuts", "cuts_by_code"]
+__all__ = ["NOTHING", "Pairs", "add_selected", "best_cut", "class_cuts", "cuts_by_code"]
 
 # A threshold above every key: nothing is selected but what a lower bound forces (key inf).
 NOTHING = 4.0
@@ -40,21 +41,6 @@ class Pairs(NamedTuple):
     def take(self, which: slice | NDArray[np.bool_] | NDArray[np.intp]) -> "Pairs":
         """Select pairs."""
         return Pairs(self.keys[which], self.units[which], self.hits[which], self.columns[which])
-
-
-class Counts(NamedTuple):
-    """True, predicted and correctly predicted labels of each unit."""
-
-    n_true: NDArray[np.int64]
-    n_pred: NDArray[np.int64]
-    tp: NDArray[np.int64]
-
-    def fbeta(self, *, beta: float, empty_score: float) -> NDArray[np.float64]:
-        """F-beta of each unit."""
-        below = beta**2 * self.n_true + self.n_pred
-        scores = np.full(below.shape, empty_score, dtype=np.float64)
-        np.divide((1 + beta**2) * self.tp, below, out=scores, where=below > 0)
-        return scores
 
 
 class Search(NamedTuple):

@@ -6,13 +6,14 @@ For one unit (an image for ``average="samples"``, a class for ``"macro"``, every
     F_beta = (1 + beta^2) tp / (beta^2 n_true + n_pred)        0 / 0 counts as empty_score
 """
 
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
 
-from stacker._fbeta_kernels import best_sets, count_hits
+from stacker._fbeta_kernels import best_sets
+from stacker._hits import Counts, count_by_class, count_by_image, score_images
 from stacker._inputs import (
     Matrix,
     as_rows,
@@ -75,8 +76,12 @@ def fbeta_score(
     truth, pred = _check_pair(Y, Y_pred)
     if truth.shape[0] == 0:
         raise ValueError("fbeta_score needs at least one image. Got a matrix with 0 rows.")
-    scores = fbeta_ratio(*unit_counts(truth, pred, average), beta=beta, empty_score=empty)
-    scores = scores[~np.isnan(scores)]
+    if average == "samples":
+        scores = score_images(truth, pred, beta, empty)
+    else:
+        scores = unit_counts(truth, pred, average).fbeta(beta=beta, empty_score=empty)
+    if np.isnan(empty):
+        scores = scores[~np.isnan(scores)]
     return float(scores.mean()) if len(scores) else float("nan")
 
 
@@ -106,23 +111,7 @@ def fbeta_per_image(
     [1.0, 1.0]
     """
     beta, empty = check_beta(beta), check_empty_score(empty_score, allow_nan=True)
-    counts = unit_counts(*_check_pair(Y, Y_pred), "samples")
-    return fbeta_ratio(*counts, beta=beta, empty_score=empty)
-
-
-def fbeta_ratio(
-    tp: NDArray[np.int64],
-    n_true: NDArray[np.int64],
-    n_pred: NDArray[np.int64],
-    *,
-    beta: float,
-    empty_score: float,
-) -> NDArray[np.float64]:
-    """F-beta of each unit from its counts."""
-    below = beta**2 * n_true + n_pred
-    scores = np.full(np.shape(tp), empty_score, dtype=np.float64)
-    np.divide((1 + beta**2) * tp, below, out=scores, where=below > 0)
-    return scores
+    return score_images(*_check_pair(Y, Y_pred), beta, empty)
 
 
 @overload
@@ -303,20 +292,30 @@ def as_sets(chosen: NDArray[np.int8], like: Matrix) -> NDArray[np.int8] | sp.csr
 
 
 def _check_pair(Y: ArrayLike, Y_pred: ArrayLike) -> tuple[sp.csr_array, sp.csr_array]:
-    truth, pred = check_labels(Y), check_labels(Y_pred, name="Y_pred")
+    truth, pred = (
+        part if _is_plain(part) else check_labels(part, name=name)
+        for part, name in ((Y, "Y"), (Y_pred, "Y_pred"))
+    )
     check_same_shape(truth, pred, ("Y", "Y_pred"))
     return truth, pred
 
 
-def unit_counts(
-    truth: sp.csr_array, pred: sp.csr_array, average: str
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Count (tp, n_true, n_pred) of each unit of the average."""
-    by_image, by_class = count_hits(as_rows(truth), as_rows(pred))
+def _is_plain(labels: Any) -> bool:
+    """Whether labels are canonical CSR of ones already: the usual case, which needs no copy."""
+    return (
+        sp.issparse(labels)
+        and labels.format == "csr"
+        and labels.ndim == 2
+        and bool((labels.data == 1).all())
+        and bool(labels.has_canonical_format)
+    )
+
+
+def unit_counts(truth: sp.csr_array, pred: sp.csr_array, average: str) -> Counts:
+    """Count the labels of each unit of the average."""
     if average == "macro":
-        n_true, n_pred = (np.bincount(m.indices, minlength=m.shape[1]) for m in (truth, pred))
-        return by_class, n_true, n_pred
-    n_true, n_pred = np.diff(truth.indptr), np.diff(pred.indptr)
+        return count_by_class(truth, pred)
+    counts = count_by_image(truth, pred)
     if average == "samples":
-        return by_image, n_true, n_pred
-    return tuple(part.sum(keepdims=True) for part in (by_image, n_true, n_pred))
+        return counts
+    return Counts(*(part.sum(keepdims=True) for part in counts))
