@@ -4,6 +4,8 @@ Kernels compile at the first call, not at import, and are cached on disk. Thread
 setting; nothing here changes it.
 """
 
+from math import comb
+
 import numpy as np
 import scipy.sparse as sp
 from numba import njit, prange
@@ -14,9 +16,17 @@ from stacker._inputs import CHUNK, Rows, over_rows
 __all__ = ["best_sets"]
 
 # Classes above this probability are convolved one by one; those below enter the label count
-# through N_POWERS power sums, whose error is about mean * (2 * FLOOR) ** N_POWERS = 1e-14.
-FLOOR = 1.0 / 128.0
-N_POWERS = 8
+# through N_POWERS power sums, whose error is about mean * (2 * FLOOR) ** N_POWERS = 1e-15.
+FLOOR = 1.0 / 64.0
+N_POWERS = 10
+BLOCK = 16
+# SLOPE[j, m] t_m summed over m is the factor of z^j in the derivative of log G(z), see _tail_counts
+SLOPE = np.array(
+    [
+        [(-1.0) ** (j + 1) * j * comb(m, j) / m if 0 < j <= m else 0.0 for m in range(1, 11)]
+        for j in range(11)
+    ]
+)
 # exp(-36) = 2e-16: counts rarer than that cannot change a score in its fourteenth decimal.
 LOG_TAIL = 36.0
 
@@ -91,21 +101,19 @@ def _best_set(  # type: ignore[no-untyped-def]
     """Set of one image, written to `chosen`; returns its expected F-beta."""
     floor = -1.0 if low.sum() > 0 else FLOOR
     while True:
-        order, powers = _split(p, floor)
+        powers = _power_sums(p, floor)
         tail = powers[0]
         if tail > 500.0 or tail * (2.0 * floor) ** N_POWERS > 1e-13:
             floor = _next_floor(floor)
             continue
+        order, n_forced = _ranked(p, floor), 0
         mean, counts = _label_counts(p, order, powers)
-        _heapify(p, order)
-        ready, n_forced = 0, 0
         if len(low):
-            for k in range(len(order)):
-                _pop(p, order, k)
             order, n_forced = _within_bounds(order, columns, group, low, high)
-            ready = len(order)
+        q = p[order].astype(np.float64)
         cap = min(max_labels, len(order))
-        size, score, closed = _best_size(p, order, ready, counts, mean, beta2, empty, n_forced, cap)
+        rest = (mean, max(floor, 0.0))
+        size, score, closed = _best_size(q, counts, rest, beta2, empty, n_forced, cap)
         if closed or floor <= 0.0 or cap == max_labels:
             break
         floor = _next_floor(floor)
@@ -121,79 +129,60 @@ def _next_floor(floor):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _split(p, floor):  # type: ignore[no-untyped-def]
-    """Positions with p > floor, and the power sums of the rest."""
-    buffer = np.empty(len(p) + 1, np.int64)
-    n = 0
-    for j in range(len(p)):  # without a branch: five times faster
-        buffer[n] = j
+def _ranked(p, floor):  # type: ignore[no-untyped-def]
+    """Positions with p > floor, the most probable first, ties in order."""
+    order = np.empty(len(p) + BLOCK, np.int64)
+    n, whole = 0, len(p) - len(p) % BLOCK
+    for start in range(0, whole, BLOCK):  # most blocks hold none: one look at all of them
+        above = 0
+        for j in range(BLOCK):
+            above += p[start + j] > floor
+        if above:
+            n = _append(p, floor, order, n, start, start + BLOCK)
+    n = _append(p, floor, order, n, whole, len(p))
+    order = order[:n]
+    if n > 100:
+        return order[np.argsort(-p[order], kind="mergesort")]
+    for k in range(1, n):
+        j, x = order[k], p[order[k]]
+        while k > 0 and p[order[k - 1]] < x:
+            order[k] = order[k - 1]
+            k -= 1
+        order[k] = j
+    return order
+
+
+@njit(cache=True)
+def _append(p, floor, order, n, start, stop):  # type: ignore[no-untyped-def]
+    for j in range(start, stop):  # without a branch
+        order[n] = j
         n += p[j] > floor
-    order = buffer[:n].copy()
-    powers = np.empty(N_POWERS)
-    powers[:] = _power_sums(p, floor)
-    return order, powers
+    return n
 
 
 # Sums of numbers that are not negative: their order is free, which lets the loop use SIMD.
-@njit(cache=True, fastmath={"reassoc"})
+@njit(cache=True, fastmath={"reassoc", "contract"})
 def _power_sums(p, floor):  # type: ignore[no-untyped-def]
-    """Sum p, p^2, ..., p^8 over the entries p <= floor."""
-    t1 = t2 = t3 = t4 = t5 = t6 = t7 = t8 = 0.0
+    """Sum p, p^2, ..., p^10 over the entries p <= floor."""
+    t1 = t2 = t3 = t4 = t5 = t6 = t7 = t8 = t9 = t10 = 0.0
     for j in range(len(p)):
         x = float(p[j])
         x = x if x <= floor else 0.0
         x2 = x * x
+        x3 = x2 * x
         x4 = x2 * x2
+        x5 = x3 * x2
         t1 += x
         t2 += x2
-        t3 += x2 * x
+        t3 += x3
         t4 += x4
-        t5 += x4 * x
-        t6 += x4 * x2
-        t7 += x4 * x2 * x
+        t5 += x5
+        t6 += x3 * x3
+        t7 += x4 * x3
         t8 += x4 * x4
-    return t1, t2, t3, t4, t5, t6, t7, t8
-
-
-# The candidates are a heap stored backwards, so that popping fills `order` from its start: sizes
-# are tried in turn, and most candidates are never sorted.
-@njit(cache=True)
-def _heapify(p, order):  # type: ignore[no-untyped-def]
-    heap = order[::-1]
-    for root in range(len(heap) // 2 - 1, -1, -1):
-        _sift(p, heap, root, len(heap))
-
-
-@njit(cache=True)
-def _pop(p, order, k):  # type: ignore[no-untyped-def]
-    """Move the k-th most probable position to ``order[k]``, once those before it are there."""
-    heap = order[::-1]
-    stop = len(heap) - 1 - k
-    heap[0], heap[stop] = heap[stop], heap[0]
-    _sift(p, heap, 0, stop)
-
-
-@njit(cache=True)
-def _sift(p, heap, root, stop):  # type: ignore[no-untyped-def]
-    """Restore the heap of ``heap[:stop]`` below `root`."""
-    if stop <= root:
-        return
-    moved = heap[root]
-    while 2 * root + 1 < stop:
-        child = 2 * root + 1
-        if child + 1 < stop and _before(p, heap[child + 1], heap[child]):
-            child += 1
-        if not _before(p, heap[child], moved):
-            break
-        heap[root] = heap[child]
-        root = child
-    heap[root] = moved
-
-
-@njit(cache=True)
-def _before(p, i, j):  # type: ignore[no-untyped-def]
-    """Whether position i is taken before position j."""
-    return p[i] > p[j] or (p[i] == p[j] and i < j)
+        t9 += x5 * x4
+        t10 += x5 * x5
+    return t1, t2, t3, t4, t5, t6, t7, t8, t9, t10
 
 
 @njit(cache=True)
@@ -204,11 +193,18 @@ def _label_counts(p, order, powers):  # type: ignore[no-untyped-def]
         mean += p[j]
     counts = _tail_counts(powers, _top_count(mean, len(order), powers[0]))
     for j in order:
-        x = float(p[j])
-        for s in range(len(counts) - 1, 0, -1):
-            counts[s] = counts[s] * (1.0 - x) + counts[s - 1] * x
-        counts[0] *= 1.0 - x
-    return mean, counts
+        _convolve(counts, float(p[j]))
+    n = len(counts)
+    while n > 1 and counts[n - 1] < 1e-17:
+        n -= 1
+    return mean, counts[:n]
+
+
+@njit(cache=True)
+def _convolve(counts, x):  # type: ignore[no-untyped-def]
+    for s in range(len(counts) - 1, 0, -1):
+        counts[s] = counts[s] * (1.0 - x) + counts[s - 1] * x
+    counts[0] *= 1.0 - x
 
 
 @njit(cache=True)
@@ -232,11 +228,8 @@ def _tail_counts(powers, top):  # type: ignore[no-untyped-def]
     log_none = 0.0
     for m in range(1, N_POWERS + 1):
         log_none -= powers[m - 1] / m
-        binomial = 1.0
         for j in range(1, m + 1):
-            binomial = binomial * (m - j + 1) / j
-            sign = 1.0 if j % 2 == 1 else -1.0
-            slope[j] += sign * j * powers[m - 1] * binomial / m
+            slope[j] += SLOPE[j, m - 1] * powers[m - 1]
     counts = np.zeros(top + 1)
     counts[0] = np.exp(log_none)
     for s in range(1, top + 1):
@@ -269,91 +262,106 @@ def _within_bounds(order, columns, group, low, high):  # type: ignore[no-untyped
 
 
 @njit(cache=True)
-def _best_size(  # type: ignore[no-untyped-def]
-    p, order, ready, counts, mean, beta2, empty, n_forced, cap
-):
-    """Size, expected F-beta, and whether any larger set is proven worse."""
+def _best_size(q, counts, rest, beta2, empty, n_forced, cap):  # type: ignore[no-untyped-def]
+    """Size, expected F-beta, and whether any larger set is proven worse.
+
+    `q` holds the candidates' probabilities, falling after the forced ones; `rest` the mean count
+    and a bound on the probability of any other class.
+    """
+    mean, floor = rest
     joint = np.zeros(len(counts))  # joint[s] = sum over chosen labels of P(label true, S = s)
-    weights = np.empty((4, len(counts)))
-    scores = np.empty(4)
-    size, best = 0, -1.0
-    if n_forced == 0:
-        best = empty * counts[0]
+    others = np.zeros(len(counts))  # P(S without the last label = s - 1)
+    weights, scores = np.empty((4, len(counts))), np.empty(4)
+    size, best = 0, empty * counts[0] if n_forced == 0 else -1.0
+    if n_forced == 0 and (1.0 + beta2) * mean <= best * (beta2 * mean + 1.0):
+        return size, best, True
     done = 0
     while done < cap:
-        while ready < min(done + 4, cap):
-            _pop(p, order, ready)
-            ready += 1
         step = 1
-        if done + 4 <= cap and _at_most_half(p, order[done : done + 4]):
+        if done + 4 <= cap and q[done : done + 4].max() <= 0.5:
             step = 4
-            _add_four(
-                p, order[done : done + 4], counts, joint, _weights(weights, beta2, done), scores
-            )
+            _set_weights(weights, beta2, done)
+            _add_four(q, done, counts, joint, others, weights, scores)
         else:
-            scores[0] = _add_one(float(p[order[done]]), counts, joint, beta2, done + 1)
-        for k in range(done + 1, done + step + 1):
-            score = (1.0 + beta2) * scores[k - done - 1]
-            if k >= n_forced and score > best:
-                best, size = score, k
-            if k >= n_forced and (1.0 + beta2) * mean <= best * (beta2 * mean + k + 1.0):
+            scores[0] = _add_one(q[done], counts, joint, others, beta2, done + 1)
+        for k in range(step):
+            done += 1
+            mean -= q[done - 1]
+            if done >= n_forced and (1.0 + beta2) * scores[k] > best:
+                best, size = (1.0 + beta2) * scores[k], done
+        if done > n_forced:
+            after = q[done] if done < len(q) else floor
+            bound = _larger_sets(joint, others, max(mean, 0.0), after, beta2, done)
+            if (1.0 + beta2) * bound <= best:
                 return size, best, True
-        done += step
     return size, best, False
 
 
-@njit(cache=True)
-def _at_most_half(p, order):  # type: ignore[no-untyped-def]
-    return max(p[order[0]], p[order[1]], p[order[2]], p[order[3]]) <= 0.5
+@njit(cache=True, fastmath={"reassoc"})
+def _larger_sets(joint, others, mass, p, beta2, k):  # type: ignore[no-untyped-def]
+    """Bound on E[F] / (1 + beta^2) of every set that adds d >= 1 labels to the k first.
+
+    The d labels bring at most min(d p, mass) true ones, each at most in the proportions `others`
+    of the last label taken, since a less probable label leaves larger counts to the others. Each
+    term (a + d p w) / (c + d) is monotone in d: its largest value is at d = 1 or mass / p.
+    """
+    far = max(1.0, mass / p) if p > 0.0 else 1.0
+    near_mass = min(p, mass)
+    total = 0.0
+    for s in range(1, len(joint)):
+        below = beta2 * s + k
+        near = (joint[s] + near_mass * others[s]) / (below + 1.0)
+        total += max(near, (joint[s] + mass * others[s]) / (below + far))
+    return total
 
 
 @njit(cache=True)
-def _weights(weights, beta2, done):  # type: ignore[no-untyped-def]
+def _set_weights(weights, beta2, done):  # type: ignore[no-untyped-def]
     """1 / (beta^2 s + k) for the four sizes after `done`."""
     for m in range(4):
         for s in range(weights.shape[1]):
             weights[m, s] = 1.0 / (beta2 * s + (done + 1 + m))
-    return weights
 
 
 @njit(cache=True)
-def _add_one(x, counts, joint, beta2, k):  # type: ignore[no-untyped-def]
+def _add_one(x, counts, joint, others, beta2, k):  # type: ignore[no-untyped-def]
     """Add one label to the set, and return sum_s joint[s] / (beta^2 s + k).
 
     Dividing a label out of the count's distribution is stable upwards for x <= 1/2, else
     downwards.
     """
     n = len(counts)
-    others = 0.0  # P(number of other true labels = s - 1)
+    rest = 0.0
     if x <= 0.5:
-        scale = 1.0 / (1.0 - x)
         for s in range(1, n):
-            others = (counts[s - 1] - x * others) * scale
-            joint[s] += x * others
+            rest = (counts[s - 1] - x * rest) / (1.0 - x)
+            others[s] = rest
     else:
-        scale = 1.0 / x
         for s in range(n - 1, 0, -1):
-            others = (counts[s] - (1.0 - x) * others) * scale
-            joint[s] += x * others
+            rest = (counts[s] - (1.0 - x) * rest) / x
+            others[s] = rest
     total = 0.0
     for s in range(1, n):
+        joint[s] += x * others[s]
         total += joint[s] / (beta2 * s + k)
     return total
 
 
-@njit(cache=True)
-def _add_four(p, order, counts, joint, weights, scores):  # type: ignore[no-untyped-def]
+@njit(cache=True, fastmath={"contract"})
+def _add_four(q, done, counts, joint, others, weights, scores):  # type: ignore[no-untyped-def]
     """Add four labels of p <= 1/2: as `_add_one` four times, the four chains side by side."""
-    x0, x1, x2, x3 = float(p[order[0]]), float(p[order[1]]), float(p[order[2]]), float(p[order[3]])
+    x0, x1, x2, x3 = q[done], q[done + 1], q[done + 2], q[done + 3]
     r0, r1, r2, r3 = 1.0 / (1.0 - x0), 1.0 / (1.0 - x1), 1.0 / (1.0 - x2), 1.0 / (1.0 - x3)
+    y0, y1, y2, y3 = x0 * r0, x1 * r1, x2 * r2, x3 * r3
     o0 = o1 = o2 = o3 = 0.0
     t0 = t1 = t2 = t3 = 0.0
     for s in range(1, len(counts)):
         c = counts[s - 1]
-        o0 = (c - x0 * o0) * r0
-        o1 = (c - x1 * o1) * r1
-        o2 = (c - x2 * o2) * r2
-        o3 = (c - x3 * o3) * r3
+        o0 = c * r0 - y0 * o0
+        o1 = c * r1 - y1 * o1
+        o2 = c * r2 - y2 * o2
+        o3 = c * r3 - y3 * o3
+        others[s] = o3
         j0 = joint[s] + x0 * o0
         j1 = j0 + x1 * o1
         j2 = j1 + x2 * o2

@@ -11,7 +11,6 @@ import scipy.sparse as sp
 from numba import njit, prange
 from numpy.typing import NDArray
 
-from stacker._fbeta_kernels import _heapify, _pop
 from stacker._inputs import CHUNK, Matrix, Rows, over_rows
 
 __all__ = [
@@ -172,3 +171,44 @@ def _bound(keys, indices, indptr, codes, low, high, start, stop):  # type: ignor
                 keys[a + j] = np.inf
             elif taken[g] > high[g]:
                 keys[a + j] = -1.0
+
+
+# The classes are a heap stored backwards, so that popping fills `order` from its start: most
+# classes are never sorted.
+@njit(cache=True)
+def _heapify(p, order):  # type: ignore[no-untyped-def]
+    heap = order[::-1]
+    for root in range(len(heap) // 2 - 1, -1, -1):
+        _sift(p, heap, root, len(heap))
+
+
+@njit(cache=True)
+def _pop(p, order, k):  # type: ignore[no-untyped-def]
+    """Move the k-th most probable position to ``order[k]``, once those before it are there."""
+    heap = order[::-1]
+    stop = len(heap) - 1 - k
+    heap[0], heap[stop] = heap[stop], heap[0]
+    _sift(p, heap, 0, stop)
+
+
+@njit(cache=True)
+def _sift(p, heap, root, stop):  # type: ignore[no-untyped-def]
+    """Restore the heap of ``heap[:stop]`` below `root`."""
+    if stop <= root:
+        return
+    moved = heap[root]
+    while 2 * root + 1 < stop:
+        child = 2 * root + 1
+        if child + 1 < stop and _before(p, heap[child + 1], heap[child]):
+            child += 1
+        if not _before(p, heap[child], moved):
+            break
+        heap[root] = heap[child]
+        root = child
+    heap[root] = moved
+
+
+@njit(cache=True)
+def _before(p, i, j):  # type: ignore[no-untyped-def]
+    """Whether position i is taken before position j."""
+    return p[i] > p[j] or (p[i] == p[j] and i < j)
