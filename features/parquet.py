@@ -400,7 +400,8 @@ def uniform(keys: NDArray[np.int64], seed: int = 0) -> NDArray[np.float64]:
     x = (keys.astype(np.uint64) + np.uint64(seed + 1)) * step
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((x ^ (x >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
+    x ^= x >> np.uint64(31)
+    return (x >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _join(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
