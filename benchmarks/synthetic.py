@@ -1,6 +1,6 @@
 """Synthetic stacks with the shape of real competitions, made range by range.
 
-Images have 32 hidden traits; a class's log-odds are linear in them, embeddings a bent projection
+Images have 12 hidden traits; a class's log-odds are linear in them, embeddings a bent projection
 of them. So co-occurrence, neighbours and centroids find structure, as on real data.
 """
 
@@ -17,7 +17,7 @@ from features.schema import Stack
 IMET_CLASSES = {"culture": 398, "tag": 705}
 LABELS_PER_IMAGE = 3.17
 STEP = 4096
-N_TRAITS = 32
+N_TRAITS = 12  # the intrinsic dimension that openclipart's embeddings have
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def imet(n_images: int, n_models: int = 10) -> Problem:
     classes = [f"{g}::{i}" for g, size in IMET_CLASSES.items() for i in range(size)]
     n_classes = len(classes)
     traits, level = np.random.default_rng(0), _levels(IMET_CLASSES, LABELS_PER_IMAGE)
-    direction = traits.standard_normal((N_TRAITS, n_classes), dtype=np.float32) / 4
+    direction = traits.standard_normal((N_TRAITS, n_classes), dtype=np.float32) / 2.5
     bend = traits.standard_normal((N_TRAITS, 1280 + 1000), dtype=np.float32) / 4
     pool = traits.standard_normal(2**23, dtype=np.float32) * np.float32(0.7)
     probs = [np.empty((n_images, n_classes), np.float16) for _ in range(n_models)]
@@ -94,7 +94,7 @@ def wide(n_images: int, n_classes: int, top: int = 200, n_models: int = 3) -> Pr
 
 
 def embeddings(n_images: int, n_features: int = 1280) -> np.ndarray:
-    """Make float16 embeddings (n_images, n_features) of 32 hidden traits, bent, with noise."""
+    """Make float16 embeddings (n_images, n_features) of 12 hidden traits, bent, with noise."""
     bend = np.random.default_rng(0).standard_normal((N_TRAITS, n_features), dtype=np.float32) / 4
     out = np.empty((n_images, n_features), np.float16)
     for start in range(0, n_images, STEP):

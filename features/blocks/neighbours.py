@@ -5,14 +5,25 @@ all of them together) and each k of 5, 15, 60: the share of the k nearest images
 carry the row's class, each vote weighted by exp(15 * (similarity - best similarity)). Then the
 similarity of the nearest image, one column a space. "All together" is the mean similarity.
 
-An image of fold k only ever sees neighbours of other folds. Exact search by blocked matrix
-products, O(n_images * n_training * n_dimensions) a space; the reference vectors are int8.
+An image of fold k only ever sees neighbours of other folds. Up to EXACT_UP_TO training images
+exact search by blocked matrix products, O(n_images * n_training * n_dimensions) a space; beyond,
+only the nearest cells are looked through (`features/blocks/_cells.py`), O(n_images * 16,384 *
+n_dimensions), and "all together" chooses among what the spaces found. Vectors are int8.
 """
 
 import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
+from features.blocks._cells import (
+    Found,
+    add_cosines,
+    best_of,
+    chosen_cells,
+    fit_cells,
+    search_cells,
+    union_of,
+)
 from features.blocks.spaces import Codes, space_names
 from features.blocks.types import Batch, Block, Column, Float, State, Training
 from features.schema import Stack
@@ -20,10 +31,15 @@ from features.schema import Stack
 NEIGHBOURS = (5, 15, 60)
 SHARPNESS = 15.0
 REFERENCE_BLOCK = 4096
+EXACT_UP_TO = 20_000  # training images; below, cells save nothing
 
 
 def _fit(
-    train: Training, *, k: tuple[int, ...] = NEIGHBOURS, sharpness: float = SHARPNESS
+    train: Training,
+    *,
+    k: tuple[int, ...] = NEIGHBOURS,
+    sharpness: float = SHARPNESS,
+    exact_up_to: int = EXACT_UP_TO,
 ) -> State:
     if not k or min(k) < 1 or list(k) != sorted(set(k)):
         raise ValueError(f"k must be rising numbers of neighbours, 1 or more. Got {k!r} instead.")
@@ -31,6 +47,8 @@ def _fit(
     for name in state["spaces"]:
         codes = train.codes(name)
         state |= {f"{name}/values": codes.values, f"{name}/norms": codes.norms}
+        if len(train.stack) > exact_up_to:
+            state |= {f"{name}/{key}": value for key, value in fit_cells(codes).items()}
     state["labels"] = train.labels
     state["fold"] = train.fold.astype(np.int64)
     return state
@@ -66,7 +84,7 @@ def _fill(batch: Batch, state: State, out: Float) -> None:
         out[:, len(found) * len(ks) + s] = similarity[batch.row_image, 0]
 
 
-def nearest_images(batch: Batch, state: State, k: int) -> list[tuple[NDArray[np.int64], Float]]:
+def nearest_images(batch: Batch, state: State, k: int) -> list[Found]:
     """Find the k most similar training images in every space, then in all together.
 
     Returns
@@ -75,23 +93,64 @@ def nearest_images(batch: Batch, state: State, k: int) -> list[tuple[NDArray[np.
         Each of shape (n_images, k), most similar first; id -1 and similarity -1 where there
         are fewer than k images outside the query's fold.
     """
-    queries = [batch.codes(name) for name in state["spaces"]]
-    n_images, n_training = len(batch.stack), len(state["fold"])
+    queries = {name: batch.codes(name) for name in state["spaces"]}
+    n_images = len(batch.stack)
     found = [
         (np.full((n_images, k), -1, dtype=np.int64), np.full((n_images, k), -1, dtype=np.float32))
         for _ in range(len(queries) + 1)
     ]
-    for start in range(0, n_training, REFERENCE_BLOCK):
-        block = slice(start, min(start + REFERENCE_BLOCK, n_training))
-        fold = state["fold"][block]
-        total = np.zeros((n_images, len(fold)), dtype=np.float32)
-        for query, name, best in zip(queries, state["spaces"], found[:-1], strict=True):
-            reference = Codes(state[f"{name}/values"][block], state[f"{name}/norms"][block])
-            similarity = cosine(query, reference)
-            _keep_best(similarity, batch.entry, fold, start, *best)
-            total += similarity
-        _keep_best(total / np.float32(len(queries)), batch.entry, fold, start, *found[-1])
+    if any(key.endswith("/centres") for key in state):
+        for (name, query), best in zip(queries.items(), found[:-1], strict=True):
+            _look_through_cells(name, query, batch.entry, state, best)
+        found[-1] = _nearest_together(queries, found[:-1], state, k)
+    else:
+        _look_through_all(queries, batch.entry, state, found)
     return found
+
+
+def _look_through_all(
+    queries: dict[str, Codes], entry: NDArray[np.int64], state: State, found: list[Found]
+) -> None:
+    """Compare with every training image, block by block."""
+    n_training, everyone = len(state["fold"]), np.arange(len(entry))
+    for start in range(0, n_training, REFERENCE_BLOCK):
+        block = np.arange(start, min(start + REFERENCE_BLOCK, n_training))
+        fold = state["fold"][block]
+        total = np.zeros((len(entry), len(block)), dtype=np.float32)
+        for (name, query), best in zip(queries.items(), found[:-1], strict=True):
+            similarity = cosine(query, _reference(state, name, block))
+            _keep_best(similarity, everyone, block, entry, fold, *best)
+            total += similarity
+        _keep_best(total / np.float32(len(queries)), everyone, block, entry, fold, *found[-1])
+
+
+def _look_through_cells(
+    name: str, query: Codes, entry: NDArray[np.int64], state: State, best: Found
+) -> None:
+    """Compare with the training images of each query's nearest cells."""
+    members, starts = state[f"{name}/members"], state[f"{name}/starts"]
+    centres = Codes(state[f"{name}/centres"], state[f"{name}/centre_norms"])
+
+    def compare(some: NDArray[np.int64], block: NDArray[np.int64]) -> None:
+        own = Codes(query.values[some], query.norms[some])
+        similarity = cosine(own, _reference(state, name, block))
+        _keep_best(similarity, some, block, entry, state["fold"][block], *best)
+
+    search_cells(chosen_cells(query, centres, starts), members, starts, compare)
+
+
+def _nearest_together(queries: dict[str, Codes], found: list[Found], state: State, k: int) -> Found:
+    """Choose by the mean similarity among the images that any space found."""
+    ids = union_of(found)
+    total = np.zeros(ids.shape, dtype=np.float32)
+    for name, query in queries.items():
+        reference = state[f"{name}/values"], state[f"{name}/norms"]
+        add_cosines(query.values, query.norms, *reference, ids, total)
+    return best_of(ids, total / np.float32(len(queries)), k)
+
+
+def _reference(state: State, name: str, block: NDArray[np.int64]) -> Codes:
+    return Codes(state[f"{name}/values"][block], state[f"{name}/norms"][block])
 
 
 def cosine(left: Codes, right: Codes) -> Float:
@@ -103,13 +162,14 @@ def cosine(left: Codes, right: Codes) -> Float:
 
 
 @njit(parallel=True, cache=True)
-def _keep_best(similarity, entry, fold, start, ids, best):  # type: ignore[no-untyped-def]
-    """Merge a block of similarities into each query's sorted list of the k best."""
+def _keep_best(similarity, queries, references, entry, fold, ids, best):  # type: ignore[no-untyped-def]
+    """Merge similarities of some queries and images into the queries' sorted lists of k."""
     k = best.shape[1]
-    for q in prange(len(similarity)):
-        for r in range(len(fold)):
-            value = similarity[q, r]
-            # Ties stay with the earlier image; images of the query's own fold are not seen.
+    for i in prange(len(queries)):
+        q = queries[i]
+        for r in range(len(references)):
+            value = similarity[i, r]
+            # Ties stay with the image seen first; those of the query's own fold are not seen.
             if value <= best[q, k - 1] or fold[r] == entry[q]:
                 continue
             place = k - 1
@@ -118,7 +178,7 @@ def _keep_best(similarity, entry, fold, start, ids, best):  # type: ignore[no-un
                 ids[q, place] = ids[q, place - 1]
                 place -= 1
             best[q, place] = value
-            ids[q, place] = start + r
+            ids[q, place] = references[r]
 
 
 @njit(parallel=True, cache=True)
@@ -149,5 +209,5 @@ NEIGHBOURS_BLOCK = Block(
     _columns,
     _fill,
     compares_images=True,
-    options={"k": NEIGHBOURS, "sharpness": SHARPNESS},
+    options={"k": NEIGHBOURS, "sharpness": SHARPNESS, "exact_up_to": EXACT_UP_TO},
 )
