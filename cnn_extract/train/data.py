@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -79,7 +80,7 @@ class TrainData:
         return ~self.store.skipped
 
     def training(self, fold: int) -> Samples:
-        """Samples to train on without a fold."""
+        """Return the samples to train on without a fold."""
         return self.samples.take(self.fold[self.samples.rows] != fold)
 
     def held_out(self, fold: int) -> Samples:
@@ -295,7 +296,9 @@ def _teacher(
             f"recipe {recipe.name!r} learns from a teacher: name the store of its predictions with "
             f"--teacher STORE[:MODEL], or train without one with --set distill.weight=0"
         )
-    return read_teacher(request.teacher, store.image_ids[samples.rows], store.classes.tolist())
+    return read_teacher(
+        request.teacher, store.image_ids[samples.rows].tolist(), store.classes.tolist()
+    )
 
 
 def collect_moments(store: FeatureStore) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -322,8 +325,6 @@ def _fingerprint(
     labels: Labels,
     metadata: pd.DataFrame | None,
 ) -> dict[str, Any]:
-    import hashlib
-
     columns = "" if metadata is None else metadata.to_csv()
     files: Sequence[Any] = (source.ids, source.sizes)
     return {

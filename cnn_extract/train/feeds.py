@@ -64,7 +64,7 @@ class ImageFeed:
 
 
 def views_of(rows: NDArray[np.intp], seeds: NDArray[np.uint64] | None = None) -> list[View]:
-    """Views of images: random ones with these seeds, or plain ones."""
+    """Make views of images: random ones with these seeds, or plain ones."""
     if seeds is None:
         return [View(int(row)) for row in rows]
     return [View(int(row), int(seed)) for row, seed in zip(rows, seeds, strict=True)]

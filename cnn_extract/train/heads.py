@@ -70,14 +70,14 @@ def _last(width: int, share: NDArray[np.float64]) -> nn.Linear:
 
 def cosine_head(width: int, n_classes: int, scale: float) -> nn.Module:
     """Logits ``scale * cos(features, class weights)`` (C2)."""
-    torch = import_torch()
-    functional = torch.nn.functional
+    from torch import nn
+    from torch.nn import functional
 
-    class CosineHead(torch.nn.Module):
+    class CosineHead(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.weight = torch.nn.Parameter(torch.empty(n_classes, width))
-            torch.nn.init.xavier_normal_(self.weight)
+            self.weight = nn.Parameter(import_torch().empty(n_classes, width))
+            nn.init.xavier_normal_(self.weight)
 
         def forward(self, features: torch.Tensor) -> torch.Tensor:
             unit = functional.normalize(features.float(), dim=1)
@@ -88,17 +88,20 @@ def cosine_head(width: int, n_classes: int, scale: float) -> nn.Module:
 
 def _grouped(heads: list[Any], columns: list[NDArray[np.intp]]) -> nn.Module:
     """Put the heads of the class groups side by side, columns in the classes' order (A29, B1)."""
-    torch = import_torch()
-    # Column k of the result is column order[k] of the heads' outputs one after the other.
-    order = torch.from_numpy(np.argsort(np.concatenate(columns)))
+    from torch import cat, from_numpy, nn
 
-    class GroupedHeads(torch.nn.Module):
+    # Column k of the result is column order[k] of the heads' outputs one after the other.
+    order = from_numpy(np.argsort(np.concatenate(columns)))
+
+    class GroupedHeads(nn.Module):
+        order: torch.Tensor
+
         def __init__(self) -> None:
             super().__init__()
-            self.heads = torch.nn.ModuleList(heads)
+            self.heads = nn.ModuleList(heads)
             self.register_buffer("order", order, persistent=False)
 
         def forward(self, features: torch.Tensor) -> torch.Tensor:
-            return torch.cat([head(features) for head in self.heads], 1)[:, self.order]
+            return cat([head(features) for head in self.heads], 1)[:, self.order]
 
     return GroupedHeads()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -240,7 +241,7 @@ def _feed_plan(
     steps: Sequence[NDArray[np.intp]],
     view_seeds: NDArray[np.uint64],
 ) -> Iterator[torch.Tensor]:
-    """Inputs of all micro-batches of an epoch, one after the other."""
+    """Give the inputs of all micro-batches of an epoch, one after the other."""
     rank, n_ranks = job.accelerator.process_index, job.accelerator.num_processes
     batches, done = [], 0
     for step, micro in zip(steps, plan, strict=True):
@@ -267,7 +268,7 @@ def _one_step(
     total = max(float(job.samples.weights[step].sum()), 1e-12) / accelerator.num_processes
     for k, part in enumerate(micro):
         together = k + 1 < len(micro) and accelerator.num_processes > 1
-        context = accelerator.no_sync(running.model) if together else _nothing()
+        context = accelerator.no_sync(running.model) if together else nullcontext()
         with context:
             per_image = _forward_loss(job, running, part, next(feed))
             weights = _tensor(job, job.samples.weights[part])
@@ -294,12 +295,6 @@ def _forward_loss(
 
 def _tensor(job: Job, values: NDArray[Any]) -> torch.Tensor:
     return import_torch().from_numpy(values).to(job.device)
-
-
-def _nothing() -> Any:
-    from contextlib import nullcontext
-
-    return nullcontext()
 
 
 def _gather_losses(job: Job, losses: NDArray[np.float32]) -> NDArray[np.float32]:

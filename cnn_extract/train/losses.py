@@ -69,14 +69,14 @@ def make_loss(
     ValueError
         For class groups that are not there.
     """
-    torch = import_torch()
     weights = group_weights(stage, class_group)
     if stage.loss in SOFTMAX:
         return _softmax_loss(stage, class_group, weights, scale, device)
-    column = [weights[g] for g in class_group] * class_weights(counts, stage.class_weights)
-    column = torch.as_tensor(column, dtype=torch.float32, device=device)
+    of_group = np.array([weights[g] for g in class_group])
+    per_class = of_group * class_weights(counts, stage.class_weights)
+    column = import_torch().as_tensor(per_class.astype(np.float32), device=device)
     if stage.loss == "soft-fbeta":
-        used = torch.nonzero(column > 0).ravel()
+        used = np.flatnonzero(per_class > 0)
         return lambda x, y: soft_fbeta(x[:, used], y[:, used], stage.beta)
     element = _element_loss(stage)
 
@@ -107,12 +107,12 @@ def _softmax_loss(
     scale: float,
     device: str,
 ) -> Loss:
-    torch = import_torch()
-    columns = {g: torch.as_tensor(c, device=device) for g, c in columns_of(class_group).items()}
+    as_tensor, zeros = import_torch().as_tensor, import_torch().zeros
+    columns = {g: as_tensor(c, device=device) for g, c in columns_of(class_group).items()}
     margin = stage.margin * scale if stage.loss == "am-softmax" else 0.0
 
     def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        x, total = logits.float(), torch.zeros(len(logits), device=logits.device)
+        x, total = logits.float(), zeros(len(logits), device=logits.device)
         for group, index in columns.items():
             if weights[group]:
                 part = am_softmax(x[:, index], targets[:, index], margin, stage.smoothing)

@@ -79,12 +79,12 @@ def _backbone(recipe: ModelRecipe, weights: Weights, n_channels: int) -> Any:
 
 
 def _last(backbone: Any, batch: torch.Tensor) -> torch.Tensor:
-    """The model's features before its classifier."""
+    """Read the model's features before its classifier."""
     return backbone.forward_head(backbone.forward_features(batch), pre_logits=True)
 
 
 def _last_two(backbone: Any, batch: torch.Tensor) -> torch.Tensor:
-    """The model's features, and the mean of the stage before the last (A28)."""
+    """Read the model's features, and the mean of the stage before the last (A28)."""
     torch = import_torch()
     final, stages = backbone.forward_intermediates(batch, indices=2)
     features = backbone.forward_head(final, pre_logits=True)
@@ -99,9 +99,9 @@ def _width(backbone: Any, reader: Any, n_channels: int, size: int) -> int:
 
 
 def _network(backbone: Any, head: Any, reader: Any) -> Any:
-    torch = import_torch()
+    from torch import nn
 
-    class Network(torch.nn.Module):
+    class Network(nn.Module):
         """A backbone and a head, by name."""
 
         def __init__(self) -> None:
@@ -110,10 +110,13 @@ def _network(backbone: Any, head: Any, reader: Any) -> Any:
             self.head = head
 
         def features(self, batch: torch.Tensor) -> torch.Tensor:
-            return reader(self.backbone, batch)
+            """What the head reads, (n_images, width)."""
+            read: torch.Tensor = reader(self.backbone, batch)
+            return read
 
         def forward(self, batch: torch.Tensor) -> torch.Tensor:
-            return self.head(self.features(batch))
+            logits: torch.Tensor = self.head(self.features(batch))
+            return logits
 
     return Network()
 

@@ -33,9 +33,10 @@ def make_partial(model: nn.Module) -> int:
 
 
 def _padding(conv: Any) -> tuple[int, int]:
-    """Padding of each side; timm's "same" convolutions pad in their forward and count as 0."""
+    """Give the padding of each side; timm's "same" convolutions pad by themselves and have 0."""
     if isinstance(conv.padding, str):
-        return (0, 0) if conv.padding == "valid" else tuple(k // 2 for k in conv.kernel_size)  # type: ignore[return-value]
+        tall, wide = conv.kernel_size
+        return (0, 0) if conv.padding == "valid" else (tall // 2, wide // 2)
     return int(conv.padding[0]), int(conv.padding[1])
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from cnn_extract.train.recipe import Recipe, parse_recipe, read_recipe
+from cnn_extract.train.recipe import Recipe
+from cnn_extract.train.toml import parse_recipe, read_recipe
 
 __all__ = ["find_recipe", "preset_names", "preset_text"]
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from cnn_extract._console import clock
 from cnn_extract.run import CHUNK_IMAGES
 from cnn_extract.train.presets import find_recipe
-from cnn_extract.train.recipe import Recipe, with_settings
+from cnn_extract.train.recipe import Recipe
+from cnn_extract.train.toml import with_settings
 
 __all__ = ["TrainRequest", "TrainSummary", "parse_weights", "resolve_recipe"]
 

@@ -16,9 +16,10 @@ from cnn_extract.run import RefusedError
 from cnn_extract.train.checkpoint import write_text
 from cnn_extract.train.data import TrainData, load_data
 from cnn_extract.train.machine import make_accelerator
-from cnn_extract.train.recipe import Recipe, to_toml
+from cnn_extract.train.recipe import Recipe
 from cnn_extract.train.request import TrainRequest, TrainSummary, resolve_recipe
 from cnn_extract.train.store import write_predictions
+from cnn_extract.train.toml import to_toml
 from cnn_extract.train.units import Trainer, list_units
 from cnn_extract.weights import Weights, find_weights
 
@@ -115,7 +116,7 @@ def _prepare_folder(
 
 
 def _foreign(out: Path) -> list[Path]:
-    """What lies in the folder beside the store, which is made before the note."""
+    """List what lies in the folder beside the store, which is made before the note."""
     return [entry for entry in out.iterdir() if entry.name != "store"]
 
 
@@ -165,7 +166,7 @@ def _train_all(
 
 
 def _attrs(recipe: Recipe, weights: Weights, request: TrainRequest) -> dict[str, Any]:
-    """What made the predictions, for the store."""
+    """Say what made the predictions, for the store."""
     import timm
 
     from cnn_extract._torchvision import import_torch

@@ -124,7 +124,8 @@ def make_schedule(optimiser: Any, stage: Stage, steps_per_epoch: int) -> Schedul
     elif kind == "drops":
         made = MultiStepLRScheduler(
             optimiser,
-            decay_t=[epoch * steps_per_epoch for epoch in stage.drops],
+            # timm counts from the step to come: without the 1 the rate drops a step early.
+            decay_t=[epoch * steps_per_epoch + 1 for epoch in stage.drops],
             decay_rate=stage.factor,
             t_in_epochs=False,
         )

@@ -51,7 +51,7 @@ def add_pseudo_labels(
     id_column: str,
     label_column: str,
 ) -> Samples:
-    """Samples with the pseudo-labelled images behind them (A7).
+    """Put the pseudo-labelled images behind the samples (A7).
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def add_pseudo_labels(
     wanted = Labels(pseudo.path, pseudo.image_ids, pseudo.lists, labels.classes)
     matrix, named = wanted.aligned(image_ids)
     rows = np.flatnonzero(named)
-    weights = _weights(path, [image_ids[k] for k in rows], id_column)
+    weights = _weights(path, [image_ids[int(k)] for k in rows], id_column)
     return Samples(
         rows=np.concatenate([samples.rows, rows]),
         labels=sparse.csr_array(sparse.vstack([samples.labels, matrix[rows]])),
@@ -180,10 +180,10 @@ def read_teacher(
     total = np.zeros((len(image_ids), len(classes)), dtype=np.float32)
     names = [model] if model else store.models
     for name in names:
-        values = view.probability_array(name)
-        dense: Any = values.toarray() if sparse.issparse(values) else values
+        values: Any = view.probability_array(name)
+        dense = values.toarray() if sparse.issparse(values) else values
         total += np.nan_to_num(np.asarray(dense, dtype=np.float32)[:, column])
-    return total / max(1, len(names))
+    return total / np.float32(max(1, len(names)))
 
 
 def sha256_of(path: Path | None) -> str | None:

@@ -319,6 +319,6 @@ class Trainer:
 
 
 def read_predictions(out: Path, unit: Unit) -> NDArray[np.float32] | None:
-    """A unit's predictions, on disk until they are used; None when there are none."""
+    """Open a unit's predictions, on disk until they are used; None when there are none."""
     path = out / unit.folder / PREDICTIONS
     return np.load(path, mmap_mode="r") if path.is_file() else None
