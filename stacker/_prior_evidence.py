@@ -24,16 +24,17 @@ class LikelihoodEvidence:
     """What the new images' probabilities say about each class's shift d in log-odds.
 
     With source prior s and target prior t, logit t = logit s + d, an image of probability p
-    has the likelihood p t / s + (1 - p) (1 - t) / (1 - s).
+    has the likelihood p t / s + (1 - p) (1 - t) / (1 - s). `spread` divides the log-likelihood:
+    images of one group, and classes that look otherwise in it, make fewer than n observations.
     """
 
-    def __init__(self, target: Matrix, prior: Floats) -> None:
+    def __init__(self, target: Matrix, prior: Floats, spread: float = 1.0) -> None:
         nothing = sp.csr_array(target.shape, dtype=np.int8)
         counts = bin_pairs(target, nothing, np.zeros(target.shape[0], np.intp), 1)
-        self.odds, self.count = counts.centre[None, :], counts.total[0]
+        self.odds, self.count = counts.centre[None, :], counts.total[0] / spread
         self.prior_odds = log_odds(prior)
         # Probabilities of exactly 0 are in no bin: negatives for sure.
-        self.zeros = target.shape[0] - self.count.sum(axis=1)
+        self.zeros = target.shape[0] / spread - self.count.sum(axis=1)
 
     def slope(self, shift: Floats) -> Floats:
         """Give the derivative of each class's log-likelihood: positives expected minus believed."""
@@ -89,7 +90,7 @@ class LikelihoodEvidence:
 class MomentEvidence(LikelihoodEvidence):
     """The same from mean probabilities alone: t solves mean p = t m1 + (1 - t) m0."""
 
-    def __init__(self, source: Matrix, target: Matrix, prior: Floats) -> None:
+    def __init__(self, source: Matrix, target: Matrix, prior: Floats, spread: float = 1.0) -> None:
         self.prior_odds = log_odds(prior)
         n = target.shape[0]
         # Calibrated: the share p of an image is positive, so m1 = E[p^2] / E[p].
@@ -101,7 +102,7 @@ class MomentEvidence(LikelihoodEvidence):
         rate = (seen - on_negative) / apart
         low, high = expit(self.prior_odds - MOST_SHIFT), expit(self.prior_odds + MOST_SHIFT)
         self.rate = np.clip(rate, low, high)
-        variance = np.maximum(seen_square - seen**2, 1e-12) / n / apart**2
+        variance = np.maximum(seen_square - seen**2, 1e-12) / n / apart**2 * spread
         self.known = (self.rate * (1 - self.rate)) ** 2 / variance
         self.own = log_odds(self.rate) - self.prior_odds
 
@@ -118,6 +119,10 @@ class MomentEvidence(LikelihoodEvidence):
             below = expit(self.prior_odds + middle).sum() < self.rate.sum()
             low, high = (middle, high) if below else (low, middle)
         return (low + high) / 2
+
+    def information(self, shift: Floats) -> Floats:
+        """Inverse variance of each class's estimate."""
+        return self.known
 
     def best_precision(self, common: float) -> float:
         """Precision of the highest marginal likelihood of normal estimates."""

@@ -27,6 +27,8 @@ __all__ = ["PriorShift", "TargetAdapter"]
 
 Floats = NDArray[np.float64]
 METHODS = ("em", "moments")
+FOLDS = 4  # parts of the source that the estimates are tried on
+WEAK = 0.5  # precision that keeps a single class's estimate finite
 
 
 class PriorShift(TransformerMixin, BaseEstimator):
@@ -58,8 +60,10 @@ class PriorShift(TransformerMixin, BaseEstimator):
     common_shift_ : float
         Shift shared by all classes.
     shrinkage_ : float
+    spread_ : float
+        Variance of the estimates over what they claim, measured on parts of the source.
     source_prior_, target_prior_ : float64 arrays of shape (n_classes,)
-        Frequency of each class among source and new images.
+        Frequency of each class among source and new images, as the probabilities see it.
     n_features_in_ : int
         Number of classes.
 
@@ -87,7 +91,13 @@ class PriorShift(TransformerMixin, BaseEstimator):
         self.shrinkage = shrinkage
         self.calibrate = calibrate
 
-    def fit(self, proba_source: Any, Y_source: Any = None, proba_target: Any = None) -> PriorShift:
+    def fit(
+        self,
+        proba_source: Any,
+        Y_source: Any = None,
+        proba_target: Any = None,
+        groups: ArrayLike | None = None,
+    ) -> PriorShift:
         """Estimate the shift.
 
         Parameters
@@ -98,6 +108,9 @@ class PriorShift(TransformerMixin, BaseEstimator):
             Their labels; without them the probabilities are taken as calibrated.
         proba_target : array or CSR of shape (n_target, n_classes)
             Probabilities of the new images, by the same models.
+        groups : array-like of shape (n_source,), optional
+            Split groups of the source: how far the estimates can be trusted is measured on
+            parts of the source that share no group.
 
         Raises
         ------
@@ -117,27 +130,49 @@ class PriorShift(TransformerMixin, BaseEstimator):
                 f"{target.shape[1]}: both must have the same, in the same order."
             )
         self.n_features_in_ = source.shape[1]
-        self.calibrator_ = None
+        self.calibrator_, labels = None, None
         if Y_source is not None:
             source, labels = check_pairs(source, Y_source, owner=type(self).__name__)
-            if self.calibrate:
-                self.calibrator_ = ProbabilityCalibrator("platt", "class").fit(source, labels)
-                source = self.calibrator_.transform(source)
-                target = self.calibrator_.transform(target)
-            total = np.asarray(labels.sum(axis=0), dtype=np.float64).ravel()
-        else:
-            total = np.asarray(source.sum(axis=0), dtype=np.float64).ravel()
-        n_source = source.shape[0]
-        # Half a positive and half a negative: no class has frequency 0 or 1.
-        self.source_prior_ = (total + 0.5) / (n_source + 1)
-        known = (
-            LikelihoodEvidence(target, self.source_prior_)
-            if self.method == "em"
-            else MomentEvidence(source, target, self.source_prior_)
-        )
+        if labels is not None and self.calibrate:
+            self.calibrator_ = ProbabilityCalibrator("platt", "class").fit(source, labels)
+            source = self.calibrator_.transform(source)
+            target = self.calibrator_.transform(target)
+        # The prior that the probabilities themselves believe in, not the labels' frequency: with
+        # another one, a class whose calibration is shrunk would seem to have shifted.
+        self.source_prior_ = _prior(source)
+        self.spread_ = 1.0
+        if labels is not None:
+            self.spread_ = self._spread(source, labels, group_codes(groups, source.shape[0]))
+        known = self._evidence(source, target, self.source_prior_, self.spread_)
         self._solve(known)
         self.target_prior_ = expit(logit(self.source_prior_) + self.shift_)
         return self
+
+    def _evidence(
+        self, source: Matrix, target: Matrix, prior: Floats, spread: float = 1.0
+    ) -> LikelihoodEvidence:
+        if self.method == "em":
+            return LikelihoodEvidence(target, prior, spread)
+        return MomentEvidence(source, target, prior, spread)
+
+    def _spread(self, source: Matrix, labels: sp.csr_array, codes: NDArray[np.intp]) -> float:
+        """How much further estimates lie from the truth than they claim, on parts of the source.
+
+        Each fold of split groups in turn is taken for the new images; its true shift is known.
+        """
+        squares, claims = 0.0, 0
+        for train, test in make_splits(FOLDS, source, labels, codes, 0):
+            prior = _prior(source[train])
+            known = self._evidence(source[train], source[test], prior)
+            own = known.shifts(0.0, WEAK)
+            positive = np.asarray(labels[test].sum(axis=0), dtype=np.float64).ravel()
+            true = np.log((positive + 0.5) / (len(test) - positive + 0.5)) - log_odds(prior)
+            sure = positive >= 5
+            # The true share is itself known to about 1 / positives.
+            claim = 1 / (known.information(own)[sure] + WEAK) + 1 / positive[sure]
+            squares += float(((own[sure] - true[sure]) ** 2 / claim).sum())
+            claims += int(sure.sum())
+        return max(1.0, squares / claims) if claims else 1.0
 
     def _solve(self, known: LikelihoodEvidence) -> None:
         self.common_shift_ = known.common()
@@ -315,6 +350,11 @@ def _shifted(probs: Matrix, shift: Floats) -> Any:
     if sp.issparse(probs):
         return sp.csr_array((moved, probs.indices, probs.indptr), shape=probs.shape, copy=True)
     return moved.reshape(probs.shape)
+
+
+def _prior(probs: Matrix) -> Floats:
+    mean = np.asarray(probs.mean(axis=0), dtype=np.float64).ravel()
+    return np.clip(mean, 1e-7, 1 - 1e-7)
 
 
 def _stacked(parts: list[Any]) -> Any:
