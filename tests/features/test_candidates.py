@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from features.assemble import stack_blend
+from features.assemble import PairFeatures, stack_blend
 from features.candidates import (
     Candidates,
     candidate_recall,
@@ -151,3 +151,32 @@ def test_a_group_without_labels_loses_none(caplog):
         recall = candidate_recall(found, csr_array(np.array([[1, 0]], dtype=np.int8)), space)
     assert recall == ({"a": 1.0, "b": 1.0}, 1.0)
     assert not caplog.records
+
+
+def test_a_class_group_named_all_keeps_its_own_recall():
+    """The recall of all groups together once overwrote that of a group called "all"."""
+    space = LabelSpace(["all::1", "other::1"])
+    found = Candidates(np.array([0, 1]), np.array([1], dtype=np.int32))
+    labels = csr_array(np.array([[1, 1]], dtype=np.int8))
+    assert candidate_recall(found, labels, space) == ({"all": 0.0, "other": 1.0}, 0.5)
+
+
+@pytest.mark.parametrize("spec", [0.3, "threshold=0.3"])
+def test_a_threshold_takes_the_classes_above_it(
+    slice_stack, slice_labels, slice_fold, blend, stream, spec
+):
+    """Images have different numbers of rows: a shift would give them each other's features."""
+    features = PairFeatures(blocks=("probabilities", "ranks"), candidates=spec)
+    features.fit(slice_stack, slice_labels, slice_fold)
+    whole = stream(features, slice_stack, slice_fold, batch_images=300)
+    pairs = list(zip(whole.image.tolist(), whole.cls.tolist(), strict=True))
+    assert sorted(pairs) == [tuple(pair) for pair in np.argwhere(blend > np.float32(0.3)).tolist()]
+    assert 0 < len(pairs) < 300 * 10
+    found = features.all_candidates(slice_stack)
+    np.testing.assert_array_equal(found.classes, whole.cls)
+    for step in (1, 37):
+        again = stream(features, slice_stack, slice_fold, batch_images=step)
+        np.testing.assert_array_equal(again.cls, whole.cls)
+        np.testing.assert_array_equal(again.values, whole.values)
+    true = slice_labels.toarray() > 0
+    assert features.overall_recall_ == pytest.approx((blend > 0.3)[true].mean())
