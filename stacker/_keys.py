@@ -20,6 +20,7 @@ __all__ = [
     "fill_required",
     "rank_keys",
     "ratio_keys",
+    "shifted_keys",
 ]
 
 Keys = NDArray[np.float32]
@@ -80,6 +81,29 @@ def _affine(values, indptr, given, is_slope, keys, start, stop):  # type: ignore
                 keys[e] = values[e] - given * top
             else:
                 keys[e] = (values[e] - given) / top
+
+
+def shifted_keys(rows: Rows, shift: NDArray[np.float64]) -> Keys:
+    """Probabilities with the log-odds of each class shifted; no logarithm per pair is needed."""
+    keys = np.empty(len(rows.values), np.float32)
+    args = (rows.values, rows.indices, rows.indptr, np.exp(shift), keys)
+    over_rows(rows, _shift, _shift_threads, *args)
+    return keys
+
+
+@njit(parallel=True, cache=True)
+def _shift_threads(values, indices, indptr, factor, keys, n_chunks):  # type: ignore[no-untyped-def]
+    for c in prange(n_chunks):
+        a, b = c * CHUNK, min((c + 1) * CHUNK, len(indptr) - 1)
+        _shift(values, indices, indptr, factor, keys, a, b)
+
+
+@njit(cache=True)
+def _shift(values, indices, indptr, factor, keys, start, stop):  # type: ignore[no-untyped-def]
+    for i in range(start, stop):
+        for e in range(indptr[i], indptr[i + 1]):
+            yes = values[e] * factor[indices[e] if len(indices) else e - indptr[i]]
+            keys[e] = yes / (1.0 - values[e] + yes) if yes > 0.0 else 0.0
 
 
 def rank_keys(rows: Rows, codes: NDArray[np.int32]) -> Keys:

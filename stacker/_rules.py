@@ -16,7 +16,7 @@ from scipy.special import expit
 from stacker._calibration_maps import log_odds
 from stacker._fbeta_kernels import best_sets
 from stacker._inputs import Matrix, as_rows, entry_columns
-from stacker._keys import Bounds, affine_keys, bounded_keys, rank_keys, ratio_keys
+from stacker._keys import Bounds, affine_keys, bounded_keys, rank_keys, ratio_keys, shifted_keys
 from stacker._sweep import NOTHING, Search, class_cuts, cuts_by_code
 from stacker.calibration import ProbabilityCalibrator
 
@@ -149,15 +149,18 @@ def _shrunk_class_cuts(problem: Problem) -> Floats:
 
 def _shifted_class_cuts(problem: Problem) -> Floats:
     """Fit a shift of each class's log-odds (MAP), then one exact threshold for all."""
-    task = problem.task
+    task, rows = problem.task, as_rows(problem.probs)
     calibrator = ProbabilityCalibrator("platt", "class", shrinkage=task.shrinkage)
     calibrator.fit(problem.probs, problem.labels)
-    shifted = as_rows(calibrator.transform(problem.probs)).values
-    slope, shift = calibrator.map_["curve"][0]
-    cut = one_cut(problem, shifted)[0]
-    if slope < 1e-6 or cut >= 1:
-        return np.full(len(task.class_group), one_cut(problem, as_rows(problem.probs).values)[0])
-    return expit((log_odds(np.array(cut)) - shift - calibrator.map_["offset"]) / slope)
+    slope = calibrator.map_["curve"][0, 0]
+    if slope < 1e-6:
+        return np.full(len(task.class_group), one_cut(problem, rows.values)[0])
+    # Slope and common shift change no order: the keys need the classes' shifts only.
+    shift = calibrator.map_["offset"] / slope
+    cut = one_cut(problem, shifted_keys(rows, shift))[0]
+    if cut >= 1:
+        return np.full(len(task.class_group), one_cut(problem, rows.values)[0])
+    return expit(log_odds(np.array(cut)) - shift)
 
 
 def fit_expected(problem: Problem) -> Params:

@@ -13,9 +13,9 @@ from stacker.fbeta import as_sets, unit_counts
 
 __all__ = ["choose_strategy"]
 
-# From simple to rich: the first within one standard error of the best is taken. Left out for
-# their cost: max_affine (never measurably better than max_ratio) and top_k (much worse).
-ORDER = ("global", "max_ratio", "group", "class", "expected")
+# From simple to rich: the first within one standard error of the best is taken. max_affine is left
+# out for its cost, and for never being measurably better than max_ratio (docs/decisions.md).
+ORDER = ("global", "top_k", "max_ratio", "group", "class", "expected")
 
 
 def choose_strategy(problem: Problem, cv: Any) -> tuple[str, dict[str, Any]]:

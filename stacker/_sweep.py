@@ -27,6 +27,8 @@ __all__ = ["NOTHING", "Pairs", "add_selected", "best_cut", "class_cuts", "cuts_b
 NOTHING = 4.0
 ALL = np.float32(1e-38)  # the floor that leaves out zeros only
 N_SAMPLE = 1000
+# Share of a sample's F-beta that is aimed at: a rare class scores too high on few images.
+AIM = {"samples": 0.97, "macro": 0.85, "micro": 0.97}
 UNIT_KINDS = {"samples": 0, "macro": 1, "micro": 2}
 
 
@@ -89,16 +91,19 @@ def _cuts_together(search: Search, codes: NDArray[np.int32]) -> tuple[NDArray[np
 def class_cuts(search: Search) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Threshold of each class by its own F-beta (NaN without true labels), and its true labels."""
     n_classes = search.rows.n_columns
-    floors = _guess_class_floors(search)
+    floors, cuts = _guess_class_floors(search), np.full(n_classes, np.nan)
+    unproven = np.ones(n_classes, np.bool_)
     while True:
-        pairs, start = _find_pairs(search._replace(average="macro"), floors)
-        cuts, reached = _own_cuts(pairs, start, search.metric)
+        open_floors = np.where(unproven, floors, np.float32(np.nan))
+        pairs, start = _find_pairs(search._replace(average="macro"), open_floors)
+        found, reached = _own_cuts(pairs, start, search.metric)
+        cuts[unproven] = found[unproven]
         n_pred = start.n_pred + np.bincount(pairs.columns, minlength=n_classes)
         bound = _bound(n_pred, start.n_true, search.metric)
-        again = (start.n_true > 0) & (bound >= reached - 1e-9) & (floors > ALL)
-        if not again.any():
+        unproven &= (start.n_true > 0) & (bound >= reached - 1e-9) & (floors > ALL)
+        if not unproven.any():
             return cuts, start.n_true
-        floors[again] = _lowered(floors[again])
+        floors[unproven] = _lowered(floors[unproven])
 
 
 def best_cut(
@@ -264,7 +269,7 @@ def _guess_floors(search: Search, codes: NDArray[np.int32]) -> NDArray[np.float3
     reached = best_cut(pairs, start, **search.metric)[1]
     for g in range(len(floors)):
         mine = pairs.take(codes[pairs.columns] == g) if len(floors) > 1 else pairs
-        kept = _trimmed(mine, start, search.metric, 0.97 * reached)
+        kept = _trimmed(mine, start, search.metric, AIM[search.average] * reached)
         floors[g] = kept.keys[-1] if len(kept.keys) < len(mine.keys) else ALL
     return floors
 

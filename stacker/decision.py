@@ -9,6 +9,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from stacker._assignment import assign_one_to_one
+from stacker._budget import budgeted_sets
 from stacker._inputs import (
     Matrix,
     check_beta,
@@ -26,7 +27,7 @@ from stacker._state import flatten, unflatten
 from stacker.calibration import ProbabilityCalibrator
 from stacker.fbeta import AVERAGES, as_sets, fbeta_score
 
-__all__ = ["FBetaDecision", "assign_one_to_one"]
+__all__ = ["FBetaDecision", "assign_one_to_one", "budgeted_sets"]
 
 STATE_VERSION = 1
 
@@ -91,7 +92,7 @@ class FBetaDecision(ClassifierMixin, BaseEstimator):
       ``"micro"`` the threshold F* / (1 + beta^2) from expected counts.
     - ``argmax``: the most probable class; see `assign_one_to_one` for one label per image and
       class.
-    - ``auto``: global, max_ratio, group (where there are groups), class and expected are
+    - ``auto``: global, top_k, max_ratio, group (where there are groups), class and expected are
       cross-validated over split groups, and the simplest within one standard error of the best
       is taken, in that order.
 
