@@ -193,6 +193,69 @@ def fit(
 
 
 @app.command(
+    epilog="Example: [bold]stacker tune store/ --trials 50 --storage study.db --out model/[/bold]. "
+    "Given again it goes on where it stopped; several processes may share a storage."
+)
+@_ends_well
+def tune(
+    store: Store,
+    out: Annotated[Path, typer.Option(help="Folder of the fitted model.", show_default=False)],
+    trials: Annotated[int, typer.Option(help="Finished trials to stop after.")] = 50,
+    timeout: Annotated[float | None, typer.Option(help="Seconds to start trials in.")] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(help="Study: a journal file, or SQLite (.db).", show_default=False),
+    ] = None,
+    objective: Annotated[str, typer.Option(help="fbeta or log_loss.")] = "fbeta",
+    average: Average = "samples",
+    beta: Beta = 2.0,
+    booster: Annotated[str, typer.Option(help="lightgbm or xgboost.")] = "lightgbm",
+    random_state: Seed = 0,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Tune a stack on the store's labelled images, then fit it with the best settings."""
+    from stacker.estimator import PairStacker
+    from stacker.tuning import tune as search
+
+    refuse_existing(out, force=force)
+    labelled = _labelled(_open(store))
+    model = PairStacker(
+        booster=booster,
+        cv="store" if (labelled.fold >= 0).all() else 5,
+        average=average,
+        beta=beta,
+        random_state=random_state,
+        verbose=0 if quiet else 1,
+    )
+    log = Log(quiet=quiet)
+    with log.steps(trials) as step:
+        best = search(
+            model,
+            labelled,
+            n_trials=trials,
+            timeout=timeout,
+            storage=storage,
+            objective=objective,
+            step=step,
+        )
+    with log.listening():
+        best.fit(labelled)
+    with temporary_beside(out, force=force) as folder:
+        best.save(folder)
+    print_key_values(
+        {
+            f"{objective} of the defaults": best.trials_["value"].iloc[0],
+            f"{objective} of the best trial": best.trials_["value"].max(),
+            "stack, out-of-fold": best.oof_score_,
+            "its base, out-of-fold": best.base_score_,
+        },
+        title=f"{len(best.trials_)} trials, {labelled.n_images:,} images",
+    )
+    typer.echo(f"model: {out}")
+
+
+@app.command(
     epilog="Example: [bold]stacker predict model/ store/ --out predictions.csv[/bold]. "
     "Images that have labels are left out, unless --all."
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from stacker._charts import Line, line_chart
 from stacker._gallery import gallery
 from stacker._inputs import check_labels, check_probs
 from stacker._output import write_text
+from stacker._tuning_report import tuning_section
 from stacker.evaluation import (
     Predictions,
     ScoreTable,
@@ -53,12 +54,15 @@ class HeldOut:
     methods : dict of name to Predictions, "stack" among them
     table : ScoreTable
         Of `methods`, from `stacker.evaluation.score_methods`.
+    changes : list of dicts
+        Why labels were added or dropped, from `stacker._evaluate.explained_changes`.
     """
 
     image_ids: NDArray[np.str_]
     labels: csr_array
     methods: dict[str, Predictions]
     table: ScoreTable
+    changes: list[dict[str, Any]] = field(default_factory=list)
 
 
 def write_report(path: Path | str, model: Any, *, force: bool = False, **content: Any) -> None:
@@ -123,6 +127,8 @@ def render_report(
         curves=_threshold_curves(model, train_labels),
         blocks=_block_importance(model),
         top_features=_top_features(model),
+        tuning=tuning_section(getattr(model, "trials_", None)),
+        changes=[] if held_out is None else held_out.changes,
         about=[*_model_facts(model), *about],
         versions=library_versions(),
         **_held_out_sections(model, held_out, train_labels, read_image, beta),

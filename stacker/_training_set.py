@@ -1,0 +1,97 @@
+"""What `fit` learns from: labelled images, their folds and weights."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_array
+
+from features.schema import Stack
+from features.store import FeatureStore
+from stacker._align import read_labels, read_stack
+from stacker._training_folds import boosting_folds
+
+logger = logging.getLogger("stacker.estimator")
+
+
+@dataclass
+class TrainingSet:
+    """The labelled images among those given.
+
+    Attributes
+    ----------
+    stack : Stack of n_known images
+    labels : csr_array of shape (n_known, n_classes)
+    fold : int array of shape (n_known,)
+    groups : array of shape (n_known,) or None
+    weight : float32 array of shape (n_known,) or None
+    picked : int array of shape (n_known,)
+        Their positions among all images.
+    n_images : int
+        All images.
+    """
+
+    stack: Stack
+    labels: csr_array
+    fold: NDArray[np.int64]
+    groups: NDArray[Any] | None
+    weight: NDArray[np.float32] | None
+    picked: NDArray[np.intp]
+    n_images: int
+
+
+def read_training_set(
+    X: Any,
+    Y: Any,
+    groups: ArrayLike | None,
+    classes: ArrayLike | None,
+    sample_weight: ArrayLike | None,
+    *,
+    cv: Any,
+    random_state: int,
+) -> TrainingSet:
+    """Read what `PairStacker.fit` was given; images without labels are left out.
+
+    Raises
+    ------
+    ValueError
+        For missing labels, weights that are negative or of another length, and what the stack,
+        the labels and the folds refuse.
+    """
+    if isinstance(X, FeatureStore) and X.skipped.any():
+        logger.warning("%d images that extraction skipped are left out", X.skipped.sum())
+        X = X.without_skipped()
+    stack = read_stack(X, classes)
+    labels, known = read_labels(X, Y, stack)
+    if groups is None and isinstance(X, FeatureStore):
+        groups = X.split_group
+    stored = X.fold if isinstance(X, FeatureStore) else None
+    picked = np.flatnonzero(known)
+    own = _take(groups, picked)
+    return TrainingSet(
+        stack=stack[picked],
+        labels=labels[picked],
+        fold=boosting_folds(cv, labels[picked], own, _take(stored, picked), random_state),
+        groups=own,
+        weight=_take(_check_weight(sample_weight, len(stack)), picked),
+        picked=picked,
+        n_images=len(stack),
+    )
+
+
+def _check_weight(sample_weight: ArrayLike | None, n_images: int) -> NDArray[np.float32] | None:
+    if sample_weight is None:
+        return None
+    weight = np.asarray(sample_weight, dtype=np.float32)
+    if weight.shape != (n_images,) or not np.isfinite(weight).all() or weight.min(initial=0) < 0:
+        raise ValueError(
+            f"sample_weight must hold {n_images} finite numbers of at least 0, one an image; "
+            f"however: shape {weight.shape}, minimum {weight.min(initial=0):.4g}."
+        )
+    return weight
+
+
+def _take(values: Any, picked: NDArray[np.intp]) -> NDArray[Any] | None:
+    return None if values is None else np.asarray(values)[picked]

@@ -1,0 +1,322 @@
+"""Tuning with Optuna: one set of binned rows, trials pruned fold by fold, studies that resume.
+
+A trial is first tried on a quarter of the training images, on one fold and then on another; the
+best go on to all images, fold by fold. What is scored was held out of the booster, and of the
+half of the fold that chose rounds, shrinkage and thresholds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.base import clone
+
+from features.assemble import resolve_blocks
+from stacker._training_set import TrainingSet, read_training_set
+from stacker._tuning_data import OBJECTIVES, TuningData
+from stacker._tuning_space import Settings, default_draw, draw_settings
+
+if TYPE_CHECKING:
+    import optuna
+
+__all__ = ["open_storage", "study_frame", "tune", "tune_known"]
+
+logger = logging.getLogger(__name__)
+
+# Share of the trials that go on after each step: two screenings, then fold after fold.
+GO_ON = (0.3, 0.5, 0.5, 0.6)
+STARTUP_TRIALS = 10
+STUDY_NAME = "pairstack"
+
+Step = Callable[[str], None]
+
+
+def tune(
+    model: Any,
+    X: Any,
+    Y: Any = None,
+    groups: ArrayLike | None = None,
+    classes: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    *,
+    n_trials: int = 50,
+    timeout: float | None = None,
+    storage: str | None = None,
+    objective: str = "fbeta",
+    step: Step | None = None,
+) -> Any:
+    """Find better settings for a `PairStacker`.
+
+    Parameters
+    ----------
+    model : PairStacker
+        Not fitted; what it sets in `booster_params` stays as it is.
+    X, Y, groups, classes, sample_weight
+        As for `PairStacker.fit`.
+    n_trials : int, default 50
+        Finished trials (pruned ones count) after which to stop; those of a resumed study count.
+    timeout : float, optional
+        Seconds after which no further trial starts.
+    storage : str, optional
+        Where the study lives: a journal file, or SQLite by a name that ends in ``.db``. Given
+        again it goes on where it stopped; several processes may work on it at the same time.
+        In memory by default.
+    objective : {"fbeta", "log_loss"}
+        What is maximised or minimised: F-beta after the decision, or the log loss an image.
+    step : callable, optional
+        Told at the start of every trial, for a progress bar.
+
+    Returns
+    -------
+    PairStacker
+        Not fitted, with the best settings found; its ``study_`` is the study, ``trials_`` the
+        table of the finished trials and ``tuned_params_`` the best trial's parameters.
+
+    Raises
+    ------
+    ValueError
+        For an unknown objective, more than one booster, or a study of other data.
+    """
+    train = read_training_set(
+        X, Y, groups, classes, sample_weight, cv=model.cv, random_state=model.random_state or 0
+    )
+    return tune_known(
+        model,
+        train,
+        n_trials=n_trials,
+        timeout=timeout,
+        storage=storage,
+        objective=objective,
+        step=step,
+    )
+
+
+def tune_known(
+    model: Any,
+    train: TrainingSet,
+    *,
+    n_trials: int,
+    timeout: float | None = None,
+    storage: str | None = None,
+    objective: str = "fbeta",
+    step: Step | None = None,
+) -> Any:
+    """Do the same on a training set that was read already."""
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective must be of {OBJECTIVES}. Got {objective!r} instead.")
+    if not isinstance(model.booster, str):
+        raise ValueError(f"tuning takes one booster at a time. Got {model.booster!r}.")
+    if n_trials < 1:
+        raise ValueError(f"n_trials must be at least 1. Got {n_trials!r}.")
+    seconds = time.monotonic()
+    draft = clone(model).set_params(n_trials=0)
+    rows, base = draft._make_rows(train)
+    study = _open_study(storage, _fingerprint(draft, rows, train.labels, objective))
+    if not _finished(study):
+        study.enqueue_trial(default_draw(draft.booster, draft.base), skip_if_exists=True)
+    if len(_finished(study)) < n_trials:
+        data = TuningData(draft, rows, train.labels, train.groups, base, objective=objective)
+        _run(study, data, n_trials, None if timeout is None else seconds + timeout, step)
+    best = clone(model).set_params(n_trials=0, **_as_params(draft, study.best_trial, train.stack))
+    best.study_, best.tuned_params_ = study, dict(study.best_params)
+    best.trials_ = study_frame(study)
+    return best
+
+
+def open_storage(path: str | None) -> Any:
+    """Open Optuna's storage of a path: SQLite for ``.db``, else a journal file; None is memory."""
+    from optuna.storages import JournalStorage, RDBStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    if path is None:
+        return None
+    if path.endswith(".db") or "://" in path:
+        url = path if "://" in path else f"sqlite:///{path}"
+        return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
+    return JournalStorage(JournalFileBackend(path))
+
+
+def study_frame(study: Any) -> Any:
+    """Table of the finished trials.
+
+    Returns
+    -------
+    DataFrame
+        ``trial``, ``value`` (NaN where pruned), ``screen`` (score of the first screening),
+        ``state``, ``steps``, ``seconds`` and a column for each parameter.
+    """
+    import pandas as pd
+
+    rows = [
+        {
+            "trial": trial.number,
+            "value": trial.value if trial.state.name == "COMPLETE" else np.nan,
+            "screen": trial.intermediate_values.get(0, np.nan),
+            "state": trial.state.name.lower(),
+            "steps": len(trial.intermediate_values),
+            "seconds": trial.duration.total_seconds() if trial.duration else np.nan,
+            **trial.params,
+        }
+        for trial in _finished(study)
+    ]
+    return pd.DataFrame(rows)
+
+
+def _run(
+    study: optuna.Study, data: TuningData, n_trials: int, stop: float | None, step: Step | None
+) -> None:
+    import optuna
+
+    while len(_finished(study)) < n_trials and (stop is None or time.monotonic() < stop):
+        # A sampler for each trial, seeded by its number: a resumed study draws what an
+        # uninterrupted one would have drawn.
+        number = len(study.get_trials(deepcopy=False))
+        study.sampler = optuna.samplers.TPESampler(
+            n_startup_trials=STARTUP_TRIALS,
+            multivariate=True,
+            warn_independent_sampling=False,
+            seed=data.seed * 100_003 + number,
+        )
+        trial = study.ask()
+        if step is not None:
+            step(f"trial {trial.number}")
+        try:
+            value = _evaluate(study, trial, data)
+        except BaseException:
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            raise
+        if value is None:
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        else:
+            study.tell(trial, value)
+        logger.info("trial %d: %s", trial.number, "pruned" if value is None else f"{value:.4f}")
+
+
+def _evaluate(study: optuna.Study, trial: optuna.Trial, data: TuningData) -> float | None:
+    """Score a trial fold by fold; None when it was pruned."""
+    settings = draw_settings(
+        trial,
+        data.name,
+        blocks=data.blocks,
+        fixed=dict(data.model.booster_params or {}),
+        base=data.model.base,
+    )
+    full: list[float] = []
+    for at, (fold, screen) in enumerate(_schedule(data.n_folds)):
+        score = data.score(settings, fold, screen=screen)
+        if not screen:
+            full.append(score)
+        told = score if screen else float(np.mean(full))
+        trial.report(told, at)
+        # The defaults run to the end: they are what the others are measured against.
+        if trial.number > 0 and len(full) < data.n_folds and _worse(study, trial, at, told):
+            return None
+    return float(np.mean(full))
+
+
+def _schedule(n_folds: int) -> list[tuple[int, bool]]:
+    """(fold, screening) of each step."""
+    screens = [(fold, True) for fold in range(min(2, n_folds))]
+    return screens + [(fold, False) for fold in range(n_folds)]
+
+
+def _worse(study: optuna.Study, trial: optuna.Trial, at: int, value: float) -> bool:
+    """Whether a trial is not among the best at a step."""
+    others = [
+        other.intermediate_values[at]
+        for other in study.get_trials(deepcopy=False)
+        if at in other.intermediate_values and other.number != trial.number
+    ]
+    if len(others) < 2:
+        return False
+    share = GO_ON[min(at, len(GO_ON) - 1)]
+    return sum(other > value for other in others) >= share * (len(others) + 1)
+
+
+def _open_study(storage: str | None, fingerprint: str) -> optuna.Study:
+    import optuna
+
+    with _quiet(optuna):
+        study = optuna.create_study(
+            storage=open_storage(storage),
+            study_name=STUDY_NAME,
+            direction="maximize",
+            load_if_exists=storage is not None,
+        )
+    known = study.user_attrs.get("data")
+    if known is None:
+        study.set_user_attr("data", fingerprint)
+    elif known != fingerprint:
+        raise ValueError(
+            f"the study in {storage!r} was made on other data or with another objective, booster "
+            f"or seed. Give another storage, or the data it was made on."
+        )
+    return study
+
+
+class _quiet:
+    """Keep Optuna's own log lines out of ours."""
+
+    def __init__(self, optuna: Any) -> None:
+        self.logging = optuna.logging
+
+    def __enter__(self) -> None:
+        self.before = self.logging.get_verbosity()
+        self.logging.set_verbosity(self.logging.WARNING)
+
+    def __exit__(self, *error: object) -> None:
+        self.logging.set_verbosity(self.before)
+
+
+def _fingerprint(model: Any, rows: Any, labels: Any, objective: str) -> str:
+    """Short name of what a study is about."""
+    digest = hashlib.sha256()
+    for part in (rows.image, rows.cls, rows.fold, rows.base, labels.indices, labels.indptr):
+        digest.update(np.ascontiguousarray(part).tobytes())
+    said = (objective, model.booster, model.average, model.beta, model.random_state)
+    digest.update(repr((said, model.feature_names_)).encode())
+    return digest.hexdigest()[:16]
+
+
+def _finished(study: optuna.Study) -> list[Any]:
+    wanted = ("COMPLETE", "PRUNED")
+    return [t for t in study.get_trials(deepcopy=False) if t.state.name in wanted]
+
+
+def _as_params(model: Any, trial: Any, stack: Any) -> dict[str, Any]:
+    """Give the parameters of an estimator that does what a trial did."""
+    import optuna
+
+    names = list(dict.fromkeys(column.block for column in model.columns_))
+    drawn = draw_settings(
+        optuna.trial.FixedTrial(trial.params),
+        model.booster,
+        blocks=names,
+        fixed=dict(model.booster_params or {}),
+        base=model.base,
+    )
+    return {
+        "booster_params": drawn.booster_params,
+        "base": drawn.base,
+        "blocks": _without(model, drawn, stack),
+        "candidates": _fewer(model, drawn),
+    }
+
+
+def _without(model: Any, drawn: Settings, stack: Any) -> Any:
+    if not drawn.without:
+        return model.blocks
+    chosen = resolve_blocks(model.blocks, stack)
+    return tuple((b.name, dict(o)) for b, o in chosen if b.name not in drawn.without)
+
+
+def _fewer(model: Any, drawn: Settings) -> Any:
+    if drawn.kept == 1.0:
+        return model.candidates
+    return {name: max(1, int(np.ceil(k * drawn.kept))) for name, k in model.candidates_.items()}

@@ -1,0 +1,193 @@
+"""Tuning: never below the defaults' trial, resumed after a kill, shared, repeatable."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from features import Stack
+from stacker import PairStacker
+from stacker.boosters import BOOSTERS
+from stacker.tuning import open_storage, study_frame, tune
+
+BLOCKS = ("probabilities", "ranks", "class_prior")
+
+
+def small(**params) -> PairStacker:
+    settings = {"cv": 2, "random_state": 0, "blocks": BLOCKS, "n_jobs": 1, "candidates": 8}
+    return PairStacker(**{**settings, **params})
+
+
+@pytest.fixture(scope="module")
+def part(slice_stack, slice_labels, slice_groups):
+    """Sixteen classes and two models: trials of a tenth of a second."""
+    columns = np.argsort(-np.asarray(slice_labels.sum(axis=0)).ravel())[:16]
+    models = slice_stack.models[:2]
+    probs = {m: slice_stack.probabilities[m][:, columns] for m in models}
+    return (
+        Stack(probs, classes=slice_stack.classes[columns]),
+        slice_labels[:, columns],
+        slice_groups,
+    )
+
+
+@pytest.fixture(scope="module", params=["lightgbm", "xgboost"])
+def tuned(request, part):
+    stack, labels, groups = part
+    return tune(small(booster=request.param), stack, labels, groups, n_trials=6)
+
+
+def test_the_defaults_come_first_and_the_best_is_not_below_them(tuned):
+    """Tuning must not end with settings that its own trials found worse."""
+    frame = study_frame(tuned.study_)
+    assert len(frame) == 6
+    assert frame["state"][0] == "complete"
+    assert frame["learning_rate"][0] == 0.05
+    assert tuned.study_.best_value >= frame["value"][0]
+    assert (frame["state"] == "pruned").any()
+    assert frame["steps"][0] == 4  # two screenings, two folds
+
+
+def test_what_is_returned_does_what_the_best_trial_did(tuned, part):
+    """Parameters of the estimator follow the draw: booster, base, blocks, candidates."""
+    best = tuned.study_.best_params
+    for name in ("learning_rate", "lambda_l2", "subsample"):
+        if name in best:
+            assert tuned.booster_params[name] == best[name]
+    left_out = {best["without_1"], best["without_2"]} - {""}
+    names = [b if isinstance(b, str) else b[0] for b in tuned.blocks]
+    assert set(names) == set(BLOCKS) - left_out
+    stack, labels, groups = part
+    assert tuned.fit(stack, labels, groups).predict(stack).shape == labels.shape
+
+
+def test_rows_are_binned_once(part, monkeypatch):
+    """The cost of binning must not come back with every trial."""
+    calls = []
+    plain = BOOSTERS["lightgbm"].bin
+    monkeypatch.setattr(
+        BOOSTERS["lightgbm"], "bin", lambda self, rows: calls.append(1) or plain(self, rows)
+    )
+    tune(small(), part[0], part[1], n_trials=4)
+    assert len(calls) == 1
+
+
+def test_n_trials_of_the_estimator_tunes_and_keeps_its_parameters(part):
+    """`PairStacker(n_trials=...)` is fitted with what was found; `get_params` stays as given."""
+    stack, labels, groups = part
+    model = small(n_trials=3).fit(stack, labels, groups)
+    assert len(model.study_.trials) == 3
+    assert model.get_params()["n_trials"] == 3
+    assert model.booster_params is None
+    again = small(n_trials=3).fit(stack, labels, groups)
+    np.testing.assert_array_equal(model.oof_proba_, again.oof_proba_)
+    assert model.tuned_params_ == again.tuned_params_
+
+
+def test_what_the_user_sets_is_not_tuned(part):
+    """A parameter that was given stays, whatever the trials draw."""
+    best = tune(small(booster_params={"num_leaves": 5}), part[0], part[1], n_trials=3)
+    assert best.booster_params["num_leaves"] == 5
+
+
+SCRIPT = """
+import sys
+import numpy as np
+from features import Stack
+from stacker import PairStacker
+from stacker.tuning import tune
+data = np.load(sys.argv[1])
+stack = Stack({"a": data["a"], "b": data["b"]})
+blocks = ("probabilities", "ranks", "class_prior")
+model = PairStacker(cv=2, random_state=0, blocks=blocks, n_jobs=1)
+tune(model, stack, data["Y"], n_trials=int(sys.argv[3]), storage=sys.argv[2])
+"""
+
+
+@pytest.fixture
+def saved_part(part, tmp_path):
+    stack, labels, _ = part
+    path = tmp_path / "part.npz"
+    first, second = stack.probabilities.values()
+    np.savez(path, a=first, b=second, Y=labels.toarray())
+    return path
+
+
+def start(path, storage, n_trials):
+    command = [sys.executable, "-c", SCRIPT, str(path), str(storage), str(n_trials)]
+    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def states(storage):
+    import optuna
+
+    try:
+        study = optuna.load_study(study_name="pairstack", storage=open_storage(str(storage)))
+    except KeyError:
+        return []
+    return [(t.state.name, t.params, t.value) for t in study.get_trials(deepcopy=False)]
+
+
+@pytest.mark.parametrize("name", ["study.db", "study.log"])
+def test_a_killed_run_resumes_with_its_finished_trials(saved_part, tmp_path, name):
+    """SIGKILL in the middle loses at most the trial under way."""
+    storage = tmp_path / name
+    process = start(saved_part, storage, 1000)
+    for _ in range(200):
+        time.sleep(0.3)
+        if storage.exists() and len(states(storage)) > 4:
+            break
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = [s for s in states(storage) if s[0] in ("COMPLETE", "PRUNED")]
+    assert len(before) >= 4
+    wanted = len(before) + 3
+    assert start(saved_part, storage, wanted).wait() == 0
+    after = [s for s in states(storage) if s[0] in ("COMPLETE", "PRUNED")]
+    assert len(after) == wanted
+    assert after[: len(before)] == before
+
+
+def test_two_workers_share_a_study(saved_part, tmp_path):
+    """Trials are divided, not repeated: together they stop near the number asked for."""
+    storage = tmp_path / "study.log"
+    assert start(saved_part, storage, 1).wait() == 0
+    workers = [start(saved_part, storage, 8) for _ in range(2)]
+    assert [worker.wait() for worker in workers] == [0, 0]
+    finished = [s for s in states(storage) if s[0] in ("COMPLETE", "PRUNED")]
+    assert 8 <= len(finished) <= 9
+
+
+def test_a_study_of_other_data_is_refused(part, tmp_path):
+    """Values of another data set would steer the search and name a wrong winner."""
+    stack, labels, _ = part
+    storage = str(tmp_path / "study.log")
+    tune(small(), stack, labels, n_trials=1, storage=storage)
+    with pytest.raises(ValueError, match="made on other data"):
+        tune(small(), stack[:200], labels[:200], n_trials=2, storage=storage)
+
+
+def test_timeout_stops_before_the_next_trial(part):
+    """A time limit must hold whatever the number of trials."""
+    began = time.monotonic()
+    best = tune(small(), part[0], part[1], n_trials=10_000, timeout=3)
+    assert time.monotonic() - began < 20
+    assert 1 <= len(best.study_.trials) < 10_000
+
+
+@pytest.mark.parametrize(
+    ("params", "options", "message"),
+    [
+        ({}, {"objective": "auc"}, "objective must be of"),
+        ({"booster": ("lightgbm", "xgboost")}, {}, "one booster at a time"),
+        ({}, {"n_trials": 0}, "n_trials must be at least 1"),
+    ],
+)
+def test_bad_arguments_are_named(params, options, message, part):
+    """A wrong argument must say what would be right."""
+    with pytest.raises(ValueError, match=message):
+        tune(small(**params), part[0], part[1], **options)
