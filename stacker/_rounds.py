@@ -23,9 +23,9 @@ class Stages:
     ----------
     rounds : dict of booster name to int
     shrinkage : float
-        The final logit is base + shrinkage * correction; 0 leaves the base alone.
+        The final logit is base + shrinkage * (boosted - base); 0 leaves the base alone.
     correction : float32 array of shape (n_rows,)
-        Out-of-fold correction of every row, shrunk.
+        Out-of-fold shrinkage * (boosted - base) of every row.
     """
 
     rounds: dict[str, int]
@@ -41,7 +41,7 @@ def choose_stages(fits: dict[str, dict[int, FoldFit]], rows: Rows) -> Stages:
     fits : {booster name: {fold: FoldFit}}
     rows : Rows
     """
-    raw = np.zeros(len(rows), dtype=np.float32)
+    raw = rows.start - rows.base  # boosted - base, before any tree
     rounds = {}
     for name, by_fold in fits.items():
         curves = _padded(by_fold)
@@ -62,7 +62,7 @@ def choose_stages(fits: dict[str, dict[int, FoldFit]], rows: Rows) -> Stages:
 def choose_shrinkage(rows: Rows, raw: NDArray[np.float32], inside: NDArray[np.bool_]) -> float:
     """Find the s with the lowest log loss of base + s * correction; 0 unless it clearly helps.
 
-    "Clearly": the mean gain over images is more than one standard error, so that on a set too
+    "Clearly": the mean gain over images is more than two standard errors, so that on a set too
     small to learn from the stack is the base.
     """
     base, label, own = rows.base[inside], rows.label[inside], raw[inside]
@@ -72,7 +72,7 @@ def choose_shrinkage(rows: Rows, raw: NDArray[np.float32], inside: NDArray[np.bo
     gain = _losses(base, label) - _losses(base + np.float32(best) * own, label)
     image = rows.image[inside]
     per_image = np.bincount(image, gain)[np.unique(image)]
-    if len(per_image) < 2 or per_image.mean() <= per_image.std(ddof=1) / np.sqrt(len(per_image)):
+    if len(per_image) < 2 or per_image.mean() <= 2 * per_image.std(ddof=1) / len(per_image) ** 0.5:
         return 0.0
     return best
 

@@ -11,6 +11,7 @@ from features.assemble import PairFeatures
 from features.blocks.spaces import Projection
 from features.blocks.types import Column
 from features.schema import LabelSpace
+from stacker._base import StackBase
 from stacker.blend import BLENDS
 from stacker.boosters import BOOSTERS
 from stacker.decision import FBetaDecision
@@ -29,7 +30,7 @@ def model_tree(model: Any) -> tuple[dict[str, Any], dict[str, str]]:
         "classes": space.names,
         "class_group": space.groups,
         "class_parent": space.parents,
-        "base": {} if model.base_ is None else _fitted(model.base_),
+        "base": _base_tree(model.base_),
         "features": _features_tree(model.features_),
         "decision": model.decision_.to_state(),
         "base_decision": model.base_decision_.to_state(),
@@ -54,7 +55,7 @@ def restore_model(cls: Any, tree: dict[str, Any], texts: dict[str, str]) -> Any:
     space = LabelSpace(tree["classes"], tree["class_group"], tree["class_parent"])
     model.seen_ = {**tree["seen"], "space": space}
     model.classes_, model.class_group_ = space.names, space.groups
-    model.base_ = _blend(tree["base_name_"], tree["base"])
+    model.base_ = _base(tree["base"])
     model.features_ = _features(tree["features"], space)
     model.columns_ = model.features_.columns_
     model.feature_names_ = model.features_.feature_names_
@@ -81,6 +82,18 @@ def _plain_params(model: Any) -> dict[str, Any]:
     if not isinstance(params["cv"], int | str):
         params["cv"] = int(model.folds_.max()) + 1
     return params
+
+
+def _base_tree(base: StackBase) -> dict[str, Any]:
+    anchor, start = ({} if b is None else _fitted(b) for b in (base.anchor, base.start))
+    return {"name": base.name, "anchor": anchor, "start_name": base.start_name, "start": start}
+
+
+def _base(tree: dict[str, Any]) -> StackBase:
+    anchor = _blend(tree["name"], tree["anchor"])
+    same = tree["start_name"] == tree["name"]
+    start = anchor if same else _blend(tree["start_name"], tree["start"])
+    return StackBase(tree["name"], anchor, tree["start_name"], start)
 
 
 def _fitted(estimator: Any) -> dict[str, Any]:
@@ -111,7 +124,7 @@ def _features_tree(features: PairFeatures) -> dict[str, Any]:
         "n_columns": features.n_columns_,
         "states": features.states_,
         "projections": {
-            name: {"mean": p.mean, "axes": p.axes, "columns": p.columns}
+            name: {"mean": p.mean, "axes": p.axes, "columns": p.columns, "knots": p.knots}
             for name, p in features.projections_.items()
         },
     }
@@ -130,7 +143,7 @@ def _features(tree: dict[str, Any], space: LabelSpace) -> PairFeatures:
     ]
     features.states_ = tree["states"]
     features.projections_ = {
-        name: Projection(p["mean"], p["axes"], p["columns"])
+        name: Projection(p["mean"], p["axes"], p["columns"], p["knots"])
         for name, p in tree["projections"].items()
     }
     return features

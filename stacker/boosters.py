@@ -69,22 +69,26 @@ class Rows:
     ----------
     features : fitted PairFeatures
     stack : Stack of n_images
-    fold : int array of shape (n_images,) or None
-        Training folds; None for new images.
+    fold, feature_fold : int arrays of shape (n_images,)
+        Folds that boosting holds out, and the finer ones that features are fitted without.
     image, cls : int32 arrays of shape (n_rows,)
     label : float32 array of shape (n_rows,)
     base : float32 array of shape (n_rows,)
-        Logit of the base: the initial score.
+        Logit of the base, which the stack falls back to.
+    start : float32 array of shape (n_rows,)
+        Initial score of the boosters.
     weight : float32 array of shape (n_rows,) or None
     """
 
     features: PairFeatures
     stack: Stack
-    fold: NDArray[Any] | None
+    fold: NDArray[Any]
+    feature_fold: NDArray[Any]
     image: NDArray[np.int32]
     cls: NDArray[np.int32]
     label: Float
     base: Float
+    start: Float
     weight: Float | None = None
 
     def __len__(self) -> int:
@@ -93,7 +97,6 @@ class Rows:
     @property
     def row_fold(self) -> NDArray[Any]:
         """Fold of each row."""
-        assert self.fold is not None
         return self.fold[self.image]
 
     def thinned(self, random_state: int) -> tuple[NDArray[np.bool_], Float]:
@@ -103,14 +106,14 @@ class Rows:
         -------
         bool array, float32 array of shape (n_rows,)
         """
-        easy = (self.label == 0) & (self.base < np.float32(np.log(EASY / (1 - EASY))))
+        easy = (self.label == 0) & (self.start < np.float32(np.log(EASY / (1 - EASY))))
         lucky = np.random.default_rng(random_state).random(len(self)) < EASY_KEPT
         weight = np.where(easy, np.float32(1 / EASY_KEPT), np.float32(1))
         return ~easy | lucky, weight if self.weight is None else weight * self.weight
 
     def batches(self) -> Iterator[Float]:
         """Stream the features, float32 (n_batch_rows, n_columns) each; copy to keep."""
-        for batch in self.features.batches(self.stack, self.fold):
+        for batch in self.features.batches(self.stack, self.feature_fold):
             if len(batch.features):
                 yield batch.features
 
@@ -118,8 +121,7 @@ class Rows:
         """Features of evenly spaced images, about 200,000 rows, to read bin boundaries from."""
         n_images = max(1, min(len(self.stack), SAMPLE_ROWS // self.features.rows_per_image_))
         picked = np.unique(np.linspace(0, len(self.stack) - 1, n_images).astype(np.int64))
-        fold = None if self.fold is None else self.fold[picked]
-        some = self.features.batches(self.stack[picked], fold)
+        some = self.features.batches(self.stack[picked], self.feature_fold[picked])
         return np.concatenate([batch.features for batch in (_kept(b) for b in some)])
 
 
@@ -135,9 +137,9 @@ class FoldFit:
     Attributes
     ----------
     loss : float64 array of shape (n_rounds // SNAPSHOT_EVERY + 1,)
-        Held-out log loss; entry 0 is the base alone, entry j after j * SNAPSHOT_EVERY rounds.
+        Held-out log loss; entry 0 is the start alone, entry j after j * SNAPSHOT_EVERY rounds.
     raw : float32 array of shape (n_snapshots, n_held_out)
-        The correction to the base's logit at each of these moments.
+        The trees' sum, which goes on top of the start's logit, at each of these moments.
     """
 
     loss: NDArray[np.float64]
@@ -159,7 +161,10 @@ class Booster(Protocol):
         """Fit on all rows for a fixed number of rounds."""
 
     def correction(self, features: Float) -> Float:
-        """Correction to the base's logit, float32 (n_rows,)."""
+        """Sum of the trees, which goes on top of the start's logit, float32 (n_rows,)."""
+
+    def contributions(self, features: Float) -> Float:
+        """SHAP values of each column and the bias, float32 (n_rows, n_columns + 1)."""
 
 
 class LightGBMBooster:
@@ -201,7 +206,7 @@ class LightGBMBooster:
         stream = _BatchSequences(rows)
         data = lgb.Dataset(stream.sequences, reference=reference, params=binning).construct()
         data.set_label(rows.label)
-        data.set_init_score(rows.base.astype(np.float64))
+        data.set_init_score(rows.start.astype(np.float64))
         data.set_weight(rows.thinned(self.params["seed"])[1])
         return data
 
@@ -213,8 +218,8 @@ class LightGBMBooster:
         kept = rows.thinned(self.params["seed"])[0]
         train = binned.subset(np.flatnonzero(kept & ~held_out).tolist())
         valid = binned.subset(np.flatnonzero(held_out).tolist())
-        base, label = rows.base[held_out], rows.label[held_out]
-        follow = _Follower(base, label, None if rows.weight is None else rows.weight[held_out])
+        start, label = rows.start[held_out], rows.label[held_out]
+        follow = _Follower(start, label, None if rows.weight is None else rows.weight[held_out])
         booster = lgb.Booster(self.params, train)
         booster.add_valid(valid, "held_out")
         for round_ in range(rounds):
@@ -240,6 +245,12 @@ class LightGBMBooster:
         threads = self.params["num_threads"]
         raw = self.booster_.predict(features, raw_score=True, num_threads=threads)
         return np.asarray(raw, dtype=np.float32)
+
+    def contributions(self, features: Float) -> Float:
+        """SHAP values of each column, and the bias last; rows sum to the correction."""
+        threads = self.params["num_threads"]
+        parts = self.booster_.predict(features, pred_contrib=True, num_threads=threads)
+        return np.asarray(parts, dtype=np.float32)
 
     def gain(self) -> NDArray[np.float64]:
         """Total gain of each column, (n_columns,)."""
@@ -277,7 +288,7 @@ class XGBoostBooster:
         data = xgb.QuantileDMatrix(
             _XGBoostBatches(rows), max_bin=self.params["max_bin"], nthread=self.params["nthread"]
         )
-        data.set_info(label=rows.label, base_margin=rows.base)
+        data.set_info(label=rows.label, base_margin=rows.start)
         return data
 
     def fit_fold(
@@ -287,13 +298,13 @@ class XGBoostBooster:
         held_out = rows.row_fold == fold
         kept, weight = rows.thinned(self.params["seed"])
         binned.set_info(weight=np.where(kept & ~held_out, weight, np.float32(0)))
-        base, label = rows.base[held_out], rows.label[held_out]
-        follow = _Follower(base, label, None if rows.weight is None else rows.weight[held_out])
+        start, label = rows.start[held_out], rows.label[held_out]
+        follow = _Follower(start, label, None if rows.weight is None else rows.weight[held_out])
         booster = xgb.Booster(self.params, [binned])
         for round_ in range(rounds):
             booster.update(binned, round_)
             if (round_ + 1) % SNAPSHOT_EVERY == 0:
-                follow.see(booster.predict(binned, output_margin=True)[held_out] - base)
+                follow.see(booster.predict(binned, output_margin=True)[held_out] - start)
                 if follow.stale(patience):
                     break
         return follow.result()
@@ -314,6 +325,11 @@ class XGBoostBooster:
             features, predict_type="margin", base_margin=np.zeros(len(features), np.float32)
         )
         return np.asarray(margin, dtype=np.float32)
+
+    def contributions(self, features: Float) -> Float:
+        """SHAP values of each column, and the bias last; rows sum to the correction."""
+        data = xgb.DMatrix(features, base_margin=np.zeros(len(features), np.float32))
+        return np.asarray(self.booster_.predict(data, pred_contribs=True), dtype=np.float32)
 
     def gain(self) -> NDArray[np.float64]:
         """Total gain of each column, (n_columns,)."""
@@ -388,20 +404,20 @@ _XGBOOST_NAMES = [
 class _Follower:
     """Follows the log loss of held-out rows while a booster grows."""
 
-    def __init__(self, base: Float, label: Float, weight: Float | None) -> None:
-        self.base, self.label, self.weight = base, label, weight
-        self.losses = [weighted_log_loss(base, label, weight)]
-        self.raw = [np.zeros(len(base), dtype=np.float32)]
+    def __init__(self, start: Float, label: Float, weight: Float | None) -> None:
+        self.start, self.label, self.weight = start, label, weight
+        self.losses = [weighted_log_loss(start, label, weight)]
+        self.raw = [np.zeros(len(start), dtype=np.float32)]
 
     def see(self, raw: Float) -> None:
         """Take in the correction after SNAPSHOT_EVERY more rounds."""
         self.raw.append(raw.astype(np.float32))
-        self.losses.append(weighted_log_loss(self.base + self.raw[-1], self.label, self.weight))
+        self.losses.append(weighted_log_loss(self.start + self.raw[-1], self.label, self.weight))
 
     def feval(self, predicted: NDArray[Any], data: Any) -> tuple[str, float, bool]:
-        """LightGBM's hook: held-out probabilities, base included."""
+        """LightGBM's hook: held-out probabilities, start included."""
         p = np.clip(predicted, 1e-12, 1 - 1e-12)
-        self.see((np.log(p) - np.log1p(-p)).astype(np.float32) - self.base)
+        self.see((np.log(p) - np.log1p(-p)).astype(np.float32) - self.start)
         return "log_loss", self.losses[-1], False
 
     def stale(self, patience: int) -> bool:

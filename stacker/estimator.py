@@ -12,14 +12,17 @@ from sklearn.utils.validation import check_is_fitted
 
 from features.assemble import PairFeatures, parse_bytes
 from features.candidates import Candidates
-from features.folds import check_folds, make_folds
 from features.numeric import logit, sigmoid
 from features.schema import Stack, as_stack
 from features.store import FeatureStore
-from stacker._align import read_labels, read_new, read_stack, seen_names
+from stacker._align import read_labels, read_new, seen_names
+from stacker._base import fit_base
+from stacker._column_rules import CLASS_ID, class_id_pays, monotone_params, without_class_id
 from stacker._rounds import Stages, choose_stages
 from stacker._saving import model_tree, restore_model
-from stacker.blend import BLENDS, cross_fit, weighted_log_loss
+from stacker._training_folds import feature_folds
+from stacker._training_set import TrainingSet, read_training_set
+from stacker.blend import BLENDS
 from stacker.boosters import BOOSTERS, FoldFit, Rows
 from stacker.decision import FBetaDecision
 from stacker.fbeta import fbeta_score
@@ -31,7 +34,6 @@ logger = logging.getLogger(__name__)
 
 MOST_ROUNDS = 600
 PATIENCE = 60
-AUTO_BASES = ("logit_mean", "logistic")
 
 
 class PairStacker(BaseEstimator):
@@ -52,7 +54,8 @@ class PairStacker(BaseEstimator):
         "auto": per class group the smallest k with recall 0.98 on the training labels, at most
         64; None: all classes; a number: the k most probable of each class group.
     base : {"auto", "mean", "logit_mean", "selection", "logistic", None}
-        Blend whose logit the boosting starts from; None starts from nothing.
+        Blend whose logit the boosting starts from; None starts from nothing. "auto" boosts
+        from the logit mean and falls back to the blend with the lowest held-out log loss.
     cv : int, "store" or splitter
         Folds of the features and of the boosting; "store" takes the store's own.
     n_trials : int
@@ -63,7 +66,8 @@ class PairStacker(BaseEstimator):
     average : {"samples", "macro", "micro"}
         Mean of F-beta that the decision maximises.
     booster_params : dict or None
-        Over the defaults of the booster; unknown names are refused.
+        Over the defaults of the booster; unknown names are refused. ``"monotone": True`` keeps
+        the probability from falling where the blended one rises.
     dask : str or None
         Scheduler address, or "current".
     device : {"cpu", "cuda"}
@@ -85,7 +89,7 @@ class PairStacker(BaseEstimator):
         decision rule.
     base_name_ : str
     shrinkage_ : float
-        Share of the boosters' correction that is applied; 0 leaves the base alone.
+        How far the log-odds go from the base (0) to the boosted ones (1).
     rounds_ : dict of booster name to int
     decision_, base_decision_ : fitted FBetaDecision
     candidate_recall_ : dict of class group to float
@@ -168,25 +172,22 @@ class PairStacker(BaseEstimator):
             Itself.
         """
         self._check_params()
-        if isinstance(X, FeatureStore) and X.skipped.any():
-            logger.warning("%d images that extraction skipped are left out", X.skipped.sum())
-            X = X.without_skipped()
-        stack = read_stack(X, classes)
-        labels, known = read_labels(X, Y, stack)
-        if groups is None and isinstance(X, FeatureStore):
-            groups = X.split_group
-        stored = X.fold if isinstance(X, FeatureStore) else None
-        picked = np.flatnonzero(known)
-        fold = self._folds(
-            stack[picked], labels[picked], _take(groups, picked), _take(stored, picked)
+        seed = self.random_state or 0
+        train = read_training_set(
+            X, Y, groups, classes, sample_weight, cv=self.cv, random_state=seed
         )
-        oof = self._fit_known(
-            stack[picked], labels[picked], fold, _take(groups, picked), _take(sample_weight, picked)
-        )
-        self.oof_proba_ = np.full((len(stack), len(stack.classes)), np.nan, dtype=np.float32)
-        self.oof_proba_[picked] = oof
-        self.folds_ = np.full(len(stack), -1, dtype=np.int16)
-        self.folds_[picked] = fold
+        if self.n_trials:
+            return self._fit_tuned(train)
+        return self._fit_known(train)
+
+    def _fit_tuned(self, train: TrainingSet) -> "PairStacker":
+        """Tune, then fit what was found; parameters stay as they were given."""
+        from stacker.tuning import tune_known
+
+        best = tune_known(self, train, n_trials=self.n_trials)
+        best._fit_known(train)
+        for name in [name for name in vars(best) if name.endswith("_")]:
+            setattr(self, name, getattr(best, name))
         return self
 
     def _check_params(self) -> None:
@@ -205,64 +206,52 @@ class PairStacker(BaseEstimator):
                 f"The 'decision' parameter must be 'auto' or an FBetaDecision. "
                 f"Got {self.decision!r} instead."
             )
-        if self.n_trials or self.dask is not None:
-            raise NotImplementedError("n_trials and dask are not built yet: leave their defaults.")
+        if self.dask is not None:
+            raise NotImplementedError("dask is not built yet: leave its default.")
         parse_bytes(self.max_memory)
 
     def _booster_names(self) -> tuple[str, ...]:
         return (self.booster,) if isinstance(self.booster, str) else tuple(self.booster)
 
-    def _folds(
-        self,
-        stack: Stack,
-        labels: csr_array,
-        groups: NDArray[Any] | None,
-        stored: NDArray[Any] | None,
-    ) -> NDArray[np.int64]:
-        """Fold of every training image."""
-        if isinstance(self.cv, str):
-            if self.cv != "store" or stored is None:
-                raise ValueError(
-                    f"cv must be an int, 'store' (with a FeatureStore) or a splitter. "
-                    f"Got {self.cv!r} instead."
-                )
-            if stored.min(initial=0) < 0:
-                raise ValueError("cv='store': some labelled images have no fold in the store.")
-            fold = np.asarray(stored, dtype=np.int64)
-        elif hasattr(self.cv, "split"):
-            fold = np.full(len(stack), -1, dtype=np.int64)
-            for k, (_, test) in enumerate(self.cv.split(np.arange(len(stack)), labels, groups)):
-                fold[test] = k
-            if fold.min() < 0:
-                raise ValueError("cv must hold every image out once; some are never held out.")
-        else:
-            seed = self.random_state or 0
-            fold = make_folds(labels, self.cv, groups, random_state=seed).astype(np.int64)
-        if groups is not None:
-            check_folds(fold, groups)
-        # Folds may be numbered with gaps: count them from 0.
-        return np.unique(fold, return_inverse=True)[1].astype(np.int64)
+    def _fit_known(self, train: TrainingSet) -> "PairStacker":
+        """Fit on labelled images."""
+        rows, base = self._make_rows(train)
+        stages = self._boost(rows)
+        oof = base.copy()
+        moved = stages.correction != 0  # elsewhere the base stays, to the bit
+        corrected = sigmoid(rows.base[moved] + stages.correction[moved])
+        oof[rows.image[moved], rows.cls[moved]] = corrected
+        self.oof_base_proba_ = base
+        self._decide(oof, train.labels, train.fold, train.groups)
+        self.oof_proba_ = np.full((train.n_images, len(self.classes_)), np.nan, dtype=np.float32)
+        self.oof_proba_[train.picked] = oof
+        self.folds_ = np.full(train.n_images, -1, dtype=np.int16)
+        self.folds_[train.picked] = train.fold
+        return self
 
-    def _fit_known(
-        self,
-        stack: Stack,
-        labels: csr_array,
-        fold: NDArray[np.int64],
-        groups: NDArray[Any] | None,
-        sample_weight: NDArray[Any] | None,
-    ) -> NDArray[np.float32]:
-        """Fit on labelled images; returns their out-of-fold probabilities."""
+    def _make_rows(self, train: TrainingSet) -> tuple[Rows, NDArray[np.float32]]:
+        """Fit base and features; the rows, and the base's out-of-fold probabilities."""
+        stack, labels, fold, groups = train.stack, train.labels, train.fold, train.groups
         self.seen_ = seen_names(stack)
         self.classes_, self.class_group_ = stack.classes, stack.class_group
-        base = self._fit_base(stack, labels, fold)
+        self._say("base")
+        self.base_, base, start = fit_base(self.base, stack, labels, fold)
+        self.base_name_ = self.base_.name
         self._say("features")
+        fine = feature_folds(
+            fold,
+            labels,
+            groups,
+            whole=groups is None and not isinstance(self.cv, int),
+            random_state=self.random_state or 0,
+        )
         self.features_ = PairFeatures(
             blocks=self.blocks,
             candidates=self.candidates,
             max_memory=self.max_memory,
             n_jobs=self.n_jobs,
             random_state=self.random_state or 0,
-        ).fit(stack, labels, fold)
+        ).fit(stack, labels, fine)
         self.columns_ = self.features_.columns_
         self.feature_names_ = self.features_.feature_names_
         self.candidate_recall_ = self.features_.candidate_recall_
@@ -273,50 +262,21 @@ class PairStacker(BaseEstimator):
                 strict=True,
             )
         )
-        rows = self._rows(stack, labels, fold, base, sample_weight)
-        stages = self._boost(rows)
-        oof = base.copy()
-        moved = stages.correction != 0  # elsewhere the base stays, to the bit
-        corrected = sigmoid(rows.base[moved] + stages.correction[moved])
-        oof[rows.image[moved], rows.cls[moved]] = corrected
-        self.oof_base_proba_ = base
-        self._decide(oof, labels, fold, groups)
-        return oof
-
-    def _fit_base(
-        self, stack: Stack, labels: csr_array, fold: NDArray[np.int64]
-    ) -> NDArray[np.float32]:
-        """Fit the base; returns its out-of-fold probabilities (n_images, n_classes)."""
-        if self.base is None:
-            self.base_name_, self.base_ = "none", None
-            return np.full((len(stack), len(stack.classes)), 0.5, dtype=np.float32)
-        names = AUTO_BASES if self.base == "auto" else (self.base,)
-        self._say("base: %s", ", ".join(names))
-        predicted = {name: cross_fit(BLENDS[name](), stack, labels, fold) for name in names}
-        self.base_name_ = min(names, key=lambda name: _dense_log_loss(predicted[name], labels))
-        self.base_ = BLENDS[self.base_name_]().fit(stack, labels)
-        return predicted[self.base_name_]
-
-    def _base_proba(self, stack: Stack) -> NDArray[np.float32]:
-        if self.base_ is None:
-            return np.full((len(stack), len(stack.classes)), 0.5, dtype=np.float32)
-        return np.asarray(self.base_.predict_proba(stack), dtype=np.float32)
-
-    def _rows(
-        self,
-        stack: Stack,
-        labels: csr_array,
-        fold: NDArray[np.int64],
-        base: NDArray[np.float32],
-        sample_weight: NDArray[Any] | None,
-    ) -> Rows:
         found = self.features_.all_candidates(stack)
         image, cls = found.row_image, found.classes
-        weight = None
-        if sample_weight is not None:
-            weight = np.asarray(sample_weight, dtype=np.float32)[image]
-        label = _labels_of(found, labels)
-        return Rows(self.features_, stack, fold, image, cls, label, logit(base[image, cls]), weight)
+        rows = Rows(
+            self.features_,
+            stack,
+            fold,
+            fine,
+            image,
+            cls,
+            label=_labels_of(found, labels),
+            base=logit(base[image, cls]),
+            start=logit(start[image, cls]),
+            weight=None if train.weight is None else train.weight[image],
+        )
+        return rows, base
 
     def _boost(self, rows: Rows) -> Stages:
         """Cross-validate the boosters, choose rounds and shrinkage, fit on all rows."""
@@ -327,6 +287,7 @@ class PairStacker(BaseEstimator):
             self._say("%s: binning %d rows x %d columns", name, len(rows), len(self.columns_))
             adapters[name] = self._adapter(name)
             binned[name] = adapters[name].bin(rows)
+            self._drop_class_id(adapters[name], binned[name], rows)
             fits[name] = {}
             for k in range(int(rows.row_fold.max()) + 1):
                 self._say("%s: fold %d", name, k)
@@ -342,8 +303,16 @@ class PairStacker(BaseEstimator):
         ]
         return stages
 
+    def _drop_class_id(self, adapter: Any, binned: Any, rows: Rows) -> None:
+        """Leave the class id out where held-out folds do not choose it."""
+        if adapter.name != "lightgbm" or CLASS_ID not in self.feature_names_:
+            return
+        if not class_id_pays(adapter, binned, rows, self.columns_):
+            adapter.params = without_class_id(adapter.params, self.columns_)
+
     def _adapter(self, name: str) -> Any:
-        params, seed = dict(self.booster_params or {}), self.random_state or 0
+        params = monotone_params(dict(self.booster_params or {}), self.columns_, name)
+        seed = self.random_state or 0
         if name == "xgboost":
             return BOOSTERS[name](params, self.n_jobs, seed, self.device)
         return BOOSTERS[name](
@@ -402,14 +371,16 @@ class PairStacker(BaseEstimator):
         """
         check_is_fitted(self, "boosters_")
         stack = read_new(X, self.seen_)
-        out = self._base_proba(stack)
+        out, start = self.base_.predict(stack)
         if self.shrinkage_ == 0:
             return out
+        out = out.copy()
         for batch in self.features_.batches(stack):
             corrections = [booster.correction(batch.features) for booster in self.boosters_]
-            correction = np.float32(self.shrinkage_) * np.mean(corrections, axis=0)
             image, cls = batch.row_image, batch.row_class
-            out[image, cls] = sigmoid(logit(out[image, cls]) + correction)
+            boosted = logit(start[image, cls]) + np.mean(corrections, axis=0)
+            base = logit(out[image, cls])
+            out[image, cls] = sigmoid(base + np.float32(self.shrinkage_) * (boosted - base))
         return out
 
     def predict(self, X: Any) -> NDArray[np.int8]:
@@ -430,6 +401,26 @@ class PairStacker(BaseEstimator):
         picked, own = np.flatnonzero(known), named.label_space.index(self.classes_)
         sets = self.predict(stack[picked])
         return fbeta_score(labels[picked][:, own], sets, self.beta, self.average)
+
+    def explain(self, X: Any, image: Any, labels: Any = "changed") -> Any:
+        """Why labels of an image were added or dropped against the base; see `stacker.explain`.
+
+        Parameters
+        ----------
+        X : Stack, FeatureStore, mapping or 3-D array that holds the image
+        image : str or int
+            Its id or position.
+        labels : {"changed", "predicted"} or sequence of class names
+
+        Returns
+        -------
+        DataFrame
+            One row a label: probabilities before and after, the correction of its log-odds and
+            each block's share of it.
+        """
+        from stacker.explain import explain
+
+        return explain(self, X, image, labels=labels)
 
     def save(self, path: str | Path) -> None:
         """Write the model as a folder of JSON, arrays and boosters' text, without pickle."""
@@ -457,10 +448,6 @@ class PairStacker(BaseEstimator):
         return tags
 
 
-def _take(values: Any, picked: NDArray[np.intp]) -> NDArray[Any] | None:
-    return None if values is None else np.asarray(values)[picked]
-
-
 def _labels_of(candidates: Candidates, labels: csr_array) -> NDArray[np.float32]:
     """Label of each row, 0 or 1, float32 (n_rows,)."""
     n_classes = labels.shape[1]
@@ -468,16 +455,3 @@ def _labels_of(candidates: Candidates, labels: csr_array) -> NDArray[np.float32]
     keys = np.sort(true.row.astype(np.int64) * n_classes + true.col)
     rows = candidates.row_image.astype(np.int64) * n_classes + candidates.classes
     return np.isin(rows, keys, kind="sort").astype(np.float32)
-
-
-def _dense_log_loss(proba: NDArray[np.float32], labels: csr_array, step: int = 2048) -> float:
-    """Mean log loss over all pairs, range by range."""
-    starts = range(0, len(proba), step)
-    losses = [
-        weighted_log_loss(
-            logit(proba[s : s + step]), labels[s : s + step].toarray().astype(np.float32)
-        )
-        for s in starts
-    ]
-    sizes = [len(proba[s : s + step]) for s in starts]
-    return float(np.average(losses, weights=sizes))

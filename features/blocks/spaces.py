@@ -1,19 +1,24 @@
-"""Spaces in which images are compared: embeddings, ImageNet logits, the blend's own predictions.
+"""Spaces in which images are compared: embeddings, ImageNet logits, statistics, predictions.
 
 An image becomes a short vector of small integers: centred, projected on the leading principal
 axes with half-whitened scale, then rounded to int8. Two reasons. Half-whitening (dividing by
 the fourth root of the variance) makes the cosine listen to the finer directions. And integer
 dot products are exact in any order, so a feature does not depend on batch size, thread count or
 the order of images.
+
+Image statistics (RECIPES A11-A13) come as normal scores of their ranks, and with constant
+coordinates beside them: on such a lifted vector the cosine falls with the Euclidean distance, so
+that images of one series (one canvas, one palette) find each other.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 from scipy.linalg import eigh
+from scipy.special import ndtri
 
 from features.blending import Blend, dense_rows, images_at_once
 from features.schema import Stack
@@ -24,6 +29,10 @@ DIMENSIONS = 256  # 256 * 127 * 127 < 2**24: such dot products are exact in floa
 WHITENING = 0.5
 MOST_ROWS = 20_000  # images that a projection is fitted on
 MOST_FEATURES = 2048  # longer vectors keep the features that vary most
+STATS = "image_stats"
+N_KNOTS = 1001  # quantiles of a statistic that its normal scores are read from
+LIFT = 3.0  # height of the constant coordinates, and the bound of the others
+N_LIFT = 2
 
 
 @dataclass(frozen=True)
@@ -36,11 +45,14 @@ class Projection:
     axes : float32 array of shape (n_kept, n_dimensions)
     columns : int64 array of shape (n_kept,)
         The features that are read: all, or the ones that vary most.
+    knots : float32 array of shape (n_knots, n_features)
+        Sorted quantiles, for spaces of normal scores; none where values are taken as they are.
     """
 
     mean: Float
     axes: Float
     columns: NDArray[np.int64]
+    knots: Float = field(default_factory=lambda: np.empty((0, 0), dtype=np.float32))
 
 
 @dataclass(frozen=True)
@@ -59,10 +71,14 @@ class Codes:
 
 
 def space_names(stack: Stack) -> list[str]:
-    """Spaces that this stack has: ``embedding:<name>``, ``imagenet:<name>`` and ``blend``."""
+    """Spaces that this stack has.
+
+    ``embedding:<name>``, ``imagenet:<name>``, ``image_stats`` and ``blend``, in this order.
+    """
     return [
         *(f"embedding:{name}" for name in stack.embeddings),
         *(f"imagenet:{name}" for name in stack.imagenet_logits),
+        *([STATS] if stack.image_stats is not None else []),
         "blend",
     ]
 
@@ -89,6 +105,8 @@ def space_width(stack: Stack, name: str) -> int:
     kind, _, source = name.partition(":")
     if kind == "blend":
         return len(stack.classes)
+    if kind == STATS:
+        return stack.image_stats.shape[1]
     arrays = stack.embeddings if kind == "embedding" else stack.imagenet_logits
     return int(arrays[source].shape[1])
 
@@ -103,6 +121,8 @@ def space_values(
     kind, _, source = name.partition(":")
     if kind == "blend":
         return np.sqrt(dense_rows(blend, rows))
+    if kind == STATS:
+        return stack.image_stats.iloc[rows].to_numpy(dtype=np.float32)
     arrays = stack.embeddings if kind == "embedding" else stack.imagenet_logits
     return np.asarray(arrays[source][rows], dtype=np.float32)
 
@@ -112,6 +132,8 @@ def fit_stack_space(
 ) -> Projection:
     """Fit the projection of one space on at most `most_rows` evenly spaced images of a stack."""
     picked = np.arange(0, len(stack), max(1, len(stack) // most_rows))
+    if name == STATS:
+        return fit_scores(space_values(stack, blend, name, picked))
     columns = _most_varied(stack, blend, name, picked)
     parts = [values[:, columns] for values in _in_parts(stack, blend, name, picked)]
     projection = fit_space(np.concatenate(parts))
@@ -167,6 +189,44 @@ def fit_space(values: Float, *, n_dimensions: int = DIMENSIONS) -> Projection:
     return Projection(mean, scaled, np.arange(width))
 
 
+def fit_scores(values: Float) -> Projection:
+    """Fit the space of statistics: normal scores, half-whitened, of mean squared length n_features.
+
+    Parameters
+    ----------
+    values : float32 array of shape (n_images, n_features)
+    """
+    levels = np.linspace(0, 1, min(N_KNOTS, len(values)))
+    knots = np.quantile(values, levels, axis=0, method="nearest").astype(np.float32)
+    scores = normal_scores(values, knots)
+    fitted = fit_space(scores, n_dimensions=DIMENSIONS - N_LIFT)
+    projected = (scores - fitted.mean) @ fitted.axes
+    squared = np.mean(np.sum(projected.astype(np.float64) ** 2, axis=1))
+    scale = np.float32(np.sqrt(values.shape[1] / max(squared, 1e-12)))
+    return Projection(fitted.mean, fitted.axes * scale, fitted.columns, knots)
+
+
+def normal_scores(values: Float, knots: Float) -> Float:
+    """Rank of every value among the knots of its column, as a quantile of the standard normal.
+
+    Equal knots share their middle rank; a missing value gets the score of the median.
+
+    Parameters
+    ----------
+    values : float32 array of shape (n_images, n_features)
+    knots : float32 array of shape (n_knots, n_features), each column sorted
+    """
+    scores = np.zeros(values.shape, dtype=np.float32)
+    for column in range(values.shape[1]):
+        own = knots[:, column]
+        below = np.searchsorted(own, values[:, column], "left")
+        ranks = (below + np.searchsorted(own, values[:, column], "right")) / (2 * len(own))
+        floor = 0.5 / len(own)
+        scores[:, column] = ndtri(np.clip(ranks, floor, 1 - floor))
+    scores[~np.isfinite(values)] = 0
+    return scores
+
+
 def encode_stack(stack: Stack, blend: Blend, name: str, projection: Projection) -> Codes:
     """Project and round all images of a stack, a few at a time."""
     rows = np.arange(len(stack))
@@ -187,11 +247,14 @@ def encode(values: Float, projection: Projection) -> Codes:
         From :func:`fit_space`.
     """
     axes, columns = projection.axes, projection.columns
-    codes = np.empty((len(values), axes.shape[1]), dtype=np.int8)
+    n_lift = N_LIFT if len(projection.knots) else 0
+    if n_lift:
+        values = normal_scores(values, projection.knots)
+    codes = np.empty((len(values), axes.shape[1] + n_lift), dtype=np.int8)
     norms = np.empty(len(values), dtype=np.float32)
     kept = values if len(columns) == values.shape[1] else values[:, columns]
     mean = projection.mean[columns]
-    _encode_rows(np.ascontiguousarray(kept), mean, axes, codes, norms)
+    _encode_rows(np.ascontiguousarray(kept), mean, axes, n_lift, np.float32(LIFT), codes, norms)
     return Codes(codes, norms)
 
 
@@ -209,15 +272,20 @@ def unit_vectors(codes: Codes) -> Float:
 
 
 @njit(parallel=True, cache=True)
-def _encode_rows(values, mean, axes, codes, norms):  # type: ignore[no-untyped-def]
+def _encode_rows(values, mean, axes, n_lift, lift, codes, norms):  # type: ignore[no-untyped-def]
     """Project row by row in a fixed order: a BLAS product may round by batch size."""
-    n_features, n_dimensions = axes.shape
+    n_features, n_axes = axes.shape
+    n_dimensions = n_axes + n_lift
     for image in prange(len(values)):
         projected = np.zeros(n_dimensions, dtype=np.float32)
         for f in range(n_features):
             centred = values[image, f] - mean[f]
-            for j in range(n_dimensions):
+            for j in range(n_axes):
                 projected[j] += centred * axes[f, j]
+        if n_lift > 0:
+            for j in range(n_axes):
+                projected[j] = min(max(projected[j], -lift), lift)
+            projected[n_axes:] = lift
         largest = np.float32(0)
         for j in range(n_dimensions):
             largest = max(largest, abs(projected[j]))

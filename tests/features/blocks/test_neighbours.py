@@ -6,7 +6,7 @@ import pytest
 from features.assemble import PairFeatures
 from features.schema import Stack
 
-SPACES = ("embedding:lite0", "embedding:lite1", "imagenet:lite0", "blend")
+SPACES = ("embedding:lite0", "embedding:lite1", "imagenet:lite0", "image_stats", "blend")
 
 
 def cosine_matrix(batch, state, space):

@@ -2,9 +2,18 @@
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from features.assemble import stack_blend
-from features.blocks.spaces import encode, fit_space, quantise, space_names, space_values
+from features.blocks.spaces import (
+    encode,
+    fit_scores,
+    fit_space,
+    normal_scores,
+    quantise,
+    space_names,
+    space_values,
+)
 
 
 def reference_codes(train, values, n_dimensions):
@@ -39,7 +48,7 @@ def test_the_space_of_predictions_is_the_square_root(slice_stack, slice_fold):
     """Plain probabilities would let one certain class drown all the others."""
     blend = np.array([[0.25, 0.01]], dtype=np.float32)
     np.testing.assert_allclose(space_values(slice_stack, blend, "blend"), [[0.5, 0.1]])
-    names = ["embedding:lite0", "embedding:lite1", "imagenet:lite0", "blend"]
+    names = ["embedding:lite0", "embedding:lite1", "imagenet:lite0", "image_stats", "blend"]
     assert space_names(slice_stack) == names
 
 
@@ -50,3 +59,23 @@ def test_images_without_any_direction_have_similarity_zero():
     assert codes.norms.tolist() == [1, 1]
     flat = np.ones((5, 4), dtype=np.float32)
     assert not encode(flat, fit_space(flat)).values.any()
+
+
+def test_normal_scores_are_the_normal_quantiles_of_mid_ranks():
+    """A statistic that many images share must not be torn apart, nor a missing one lead astray."""
+    values = np.array([[5.0], [1.0], [5.0], [9.0], [np.nan]], dtype=np.float32)
+    knots = np.array([[1.0], [5.0], [5.0], [9.0]], dtype=np.float32)
+    expected = norm.ppf([0.5, 0.125, 0.5, 0.875, 0.5])
+    np.testing.assert_allclose(normal_scores(values, knots)[:, 0], expected, atol=1e-6)
+
+
+def test_similarity_of_statistics_falls_with_their_distance(rng):
+    """Without the lift two images far out in one direction would count as the same."""
+    values = rng.lognormal(size=(400, 6)).astype(np.float32)
+    projection = fit_scores(values)
+    scores = normal_scores(values, projection.knots)
+    vectors = np.clip((scores - projection.mean) @ projection.axes, -3, 3)
+    lifted = np.hstack([vectors, np.full((400, 2), 3.0)])
+    codes = encode(values, projection)
+    np.testing.assert_allclose(cosines(codes.values), cosines(lifted), atol=0.01)
+    assert np.mean(vectors**2) == pytest.approx(1, abs=0.1)
