@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import _check_feature_names, check_is_fitted
 
 from stacker._calibration_maps import (
     BinCounts,
@@ -144,6 +144,7 @@ class ProbabilityCalibrator(OneToOneFeatureMixin, TransformerMixin, BaseEstimato
         """
         probs, labels = check_pairs(proba, Y, owner=type(self).__name__)
         self._check_parameters()
+        _check_feature_names(self, proba, reset=True)
         codes = group_names_and_codes(self.class_groups, probs.shape[1])[1]
         fold = np.zeros(probs.shape[0], np.intp)
         if self.method == "auto":

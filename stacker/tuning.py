@@ -180,7 +180,6 @@ def _run(
         study.sampler = optuna.samplers.TPESampler(
             n_startup_trials=STARTUP_TRIALS,
             multivariate=True,
-            warn_independent_sampling=False,
             seed=data.seed * 100_003 + number,
         )
         trial = study.ask()

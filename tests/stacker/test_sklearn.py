@@ -21,8 +21,8 @@ def small(**params) -> PairStacker:
 
 @pytest.fixture(scope="module")
 def case(slice_stack, slice_labels, slice_groups):
-    """150 images and 20 classes: a Stack, its 3-D array, labels, groups."""
-    images = np.arange(150)
+    """120 images and 20 classes: a Stack, its 3-D array, labels, groups."""
+    images = np.arange(120)
     columns = np.argsort(-np.asarray(slice_labels.sum(axis=0)).ravel())[:20]
     stack = Stack(
         {m: slice_stack.probabilities[m][images][:, columns] for m in slice_stack.models[:3]},
@@ -112,7 +112,7 @@ def test_equal_weights_are_no_weights_and_others_count(case):
     weighted = small().fit(stack, Y, sample_weight=weight)
     assert plain.boosters_[0].to_text() != weighted.boosters_[0].to_text()
     for bad in (np.ones(3), -np.ones(len(Y)), np.full(len(Y), np.nan)):
-        with pytest.raises(ValueError, match="sample_weight must hold 150 finite numbers"):
+        with pytest.raises(ValueError, match="sample_weight must hold 120 finite numbers"):
             small().fit(stack, Y, sample_weight=bad)
 
 
