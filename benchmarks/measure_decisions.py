@@ -13,13 +13,13 @@ import numpy as np
 from scipy.special import expit, logit
 
 from stacker import FBetaDecision, expected_fbeta_sets, fbeta_score
-from stacker._decision_plots import (
+from stacker.fbeta import fbeta_per_image
+from stacker.plots import (
     plot_expected_and_achieved,
     plot_label_counts,
     plot_reliability,
     plot_threshold_curve,
 )
-from stacker.fbeta import fbeta_per_image
 
 AVERAGES = ("samples", "macro", "micro")
 RULES = ("global", "group", "class", "max_ratio", "max_affine", "top_k", "expected", "auto")
@@ -66,7 +66,8 @@ def real_table(probs, Y, fold, groups, class_groups):
             f"| {scores[1]:.4f} | {scores[2]:.4f} |"
         )
     fixed = probs >= 0.5
-    print(f"| p >= 0.5 | {' | '.join(f'{fbeta_score(Y, fixed, average=a):.4f}' for a in AVERAGES)}")
+    scores = [f"{fbeta_score(Y, fixed, average=average):.4f}" for average in AVERAGES]
+    print(f"| p >= 0.5 | {scores[0]} | | {scores[1]} | {scores[2]} |")
     print(f"uncalibrated exact sets: {fbeta_score(Y, expected_fbeta_sets(probs)):.4f}")
 
 
@@ -112,18 +113,24 @@ def pictures(probs, Y, fold, groups, folder):
     figure.savefig(folder / "decisions.png", dpi=90)
 
 
+def read(path):
+    """Logit-mean probabilities, labels, fold and split group of each image, group of each class."""
+    with np.load(path, allow_pickle=False) as data:
+        p = data["probabilities"].astype(float).clip(1e-6, 1 - 1e-6)
+        probs = expit(logit(p).mean(axis=0)).astype(np.float32)
+        class_groups = [name.split("::")[0] for name in data["classes"]]
+        return probs, data["labels"], data["fold"], data["split_group"], class_groups
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("folder", type=Path)
     arguments = parser.parse_args()
-    data = np.load(arguments.data)
-    p = data["probabilities"].astype(float).clip(1e-6, 1 - 1e-6)
-    probs = expit(logit(p).mean(axis=0)).astype(np.float32)
-    parts = (probs, data["labels"], data["fold"], data["split_group"])
+    *parts, class_groups = read(arguments.data)
     pictures(*parts, arguments.folder)
     simulated_table()
-    real_table(*parts, [name.split("::")[0] for name in data["classes"]])
+    real_table(*parts, class_groups)
 
 
 if __name__ == "__main__":

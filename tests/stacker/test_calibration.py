@@ -179,6 +179,49 @@ def test_no_positive_labels_and_no_probabilities_are_fine():
     assert not ProbabilityCalibrator("beta").fit(0 * probs, none).transform(0 * probs).any()
 
 
+@pytest.mark.parametrize("method", ["auto", "isotonic"])
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda p: p.astype(np.float16),
+        np.asfortranarray,
+        lambda p: np.lib.stride_tricks.as_strided(p, writeable=False),
+        lambda p: p.astype(np.float64).tolist(),
+        lambda p: p[:1],
+        lambda p: p[:, :1],
+        lambda p: np.where(np.arange(len(p))[:, None] < 10, 0, p),
+    ],
+    ids=["float16", "fortran", "read-only", "list", "one image", "one class", "zero rows"],
+)
+def test_every_layout_and_size_is_calibrated(method, convert, rng):
+    """Unusual containers and shapes give probabilities of the same shape; zeros stay."""
+    _, Y, probs = simulate(rng, n_images=60)
+    X = convert(probs)
+    shape = np.shape(X)
+    fixed = ProbabilityCalibrator(method, cv=2).fit(X, Y[: shape[0], : shape[1]]).transform(X)
+    assert fixed.shape == shape
+    assert ((fixed >= 0) & (fixed <= 1)).all()
+    np.testing.assert_array_equal(fixed == 0, np.asarray(X) == 0)
+
+
+@pytest.mark.parametrize(
+    ("probs", "Y", "message"),
+    [
+        ([[0.5, np.nan]], [[1, 0]], "NaN at image 0, class 1"),
+        ([[0.5, np.inf]], [[1, 0]], "infinity"),
+        ([[0.5, 3.0]], [[1, 0]], "Apply a sigmoid"),
+        ([[0.5, 0.1]], [[1, 0, 0]], "same shape"),
+        ([[0.5, 0.1]], [[1, 2]], "0 and 1 only"),
+        (np.zeros((0, 2)), np.zeros((0, 2)), "0 sample"),
+        (np.zeros((2, 0)), np.zeros((2, 0)), "0 feature"),
+    ],
+)
+def test_wrong_input_is_refused_with_its_place(probs, Y, message):
+    """What cannot be probabilities or labels is an error that says where."""
+    with pytest.raises(ValueError, match=message):
+        ProbabilityCalibrator().fit(probs, Y)
+
+
 def test_reliability_curve_of_calibrated_probabilities_lies_on_the_diagonal(rng):
     """Bins hold all non-zero pairs, and rates match within their error."""
     truth, Y, _ = simulate(rng, n_images=4000)

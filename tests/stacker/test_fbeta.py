@@ -78,6 +78,51 @@ def test_stored_zeros_of_a_sparse_matrix_are_not_labels():
     assert pred.nnz == 2
 
 
+@pytest.mark.parametrize("average", ["samples", "macro", "micro"])
+@pytest.mark.parametrize("shape", [(3000, 40), (70, 40_000), (1, 5), (5, 1)])
+def test_large_sparse_sets_score_as_counted(average, shape, rng):
+    """Batches, threads and reused marks count what plain matrix products count."""
+    density = 60 / shape[1] if shape[1] > 60 else 0.5
+    Y, pred = (
+        sp.random_array(shape, density=min(density, 0.5), rng=rng, format="csr") for _ in range(2)
+    )
+    Y.data[:], pred.data[:] = 1, 1
+    axis = {"samples": 1, "macro": 0, "micro": None}[average]
+    tp, n_true, n_pred = (np.atleast_1d(m.sum(axis=axis)) for m in (Y * pred, Y, pred))
+    below = 4 * n_true + n_pred
+    wanted = np.where(below > 0, 5 * tp / np.maximum(below, 1), 1.0).mean()
+    assert fbeta_score(Y, pred, average=average) == pytest.approx(wanted)
+    assert fbeta_score(Y.tocsc(), pred.astype(bool), average=average) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 0.5, -1])
+@pytest.mark.parametrize("container", [np.asarray, sp.csr_array])
+def test_labels_are_zero_or_one(bad, container):
+    """NaN, infinities and fractions never pass as labels, stored or not."""
+    with pytest.raises(ValueError, match="0 and 1 only"):
+        fbeta_score(container([[1.0, bad]]), [[1, 0]])
+
+
+def test_labels_stored_twice_are_refused():
+    """Two entries of one label would count twice."""
+    twice = sp.csr_array((np.ones(2), np.array([0, 0]), np.array([0, 2])), shape=(1, 2))
+    with pytest.raises(ValueError, match="stored twice"):
+        fbeta_score(twice, [[1, 0]])
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int8, np.float16, np.float64])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_label_containers_do_not_matter(dtype, order, rng):
+    """Any number type and memory order of the same labels score the same, read-only too."""
+    Y, pred = rng.random((20, 6)) < 0.4, rng.random((20, 6)) < 0.4
+    other = np.array(Y, dtype=dtype, order=order)
+    other.flags.writeable = False
+    assert fbeta_score(other, pred) == fbeta_score(Y, pred)
+    frozen = sp.csr_array(other)
+    frozen.indices.flags.writeable = frozen.indptr.flags.writeable = False
+    assert fbeta_score(frozen, sp.csr_array(pred)) == fbeta_score(Y, pred)
+
+
 @pytest.mark.parametrize(
     ("Y", "pred", "options", "message"),
     [
@@ -162,7 +207,7 @@ def slow_sets(p, beta, empty_score):
     return best, size
 
 
-@pytest.mark.parametrize("shift", [-6.0, -4.0, -1.0])
+@pytest.mark.parametrize("shift", [-7.0, -6.0, -4.0, -1.0])
 def test_truncated_equals_untruncated_on_wide_images(shift, rng):
     """Classes below the candidates count exactly; dropping their mass would change the sets."""
     for _ in range(2):

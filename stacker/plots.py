@@ -43,6 +43,13 @@ def plot_threshold_curve(
     Returns
     -------
     matplotlib Axes
+
+    Examples
+    --------
+    >>> from stacker.plots import plot_threshold_curve
+    >>> ax = plot_threshold_curve([[0.9, 0.2], [0.4, 0.6]], [[1, 0], [0, 1]], 0.5)
+    >>> ax.get_xlabel()
+    'threshold'
     """
     probs, labels = _checked(proba, Y)
     grid = np.unique(np.concatenate([np.geomspace(0.005, 0.95, 60), [threshold]]))
@@ -66,7 +73,30 @@ def plot_expected_and_achieved(
     n_bins: int = 12,
     ax: Any = None,
 ) -> Any:
-    """Achieved F-beta of the exact sets against what they promise; calibrated ones on the line."""
+    """Achieved F-beta of the exact sets against what they promise; calibrated ones on the line.
+
+    Parameters
+    ----------
+    proba, Y : array-like or sparse matrix of shape (n_images, n_classes)
+        Probabilities and true labels.
+    beta, empty_score : float
+        The metric.
+    n_bins : int
+        Number of groups of images, of like size by expected F-beta.
+    ax : matplotlib Axes or None
+        Where to draw; a new figure when None.
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Examples
+    --------
+    >>> from stacker.plots import plot_expected_and_achieved
+    >>> ax = plot_expected_and_achieved([[0.9, 0.2], [0.4, 0.6]], [[1, 0], [0, 1]])
+    >>> ax.get_xlabel()
+    'expected F2'
+    """
     probs, labels = _checked(proba, Y)
     sets, promised = expected_fbeta_sets(probs, beta, empty_score, return_scores=True)
     achieved = fbeta_per_image(labels, sets, beta, empty_score)
@@ -81,7 +111,26 @@ def plot_expected_and_achieved(
 
 
 def plot_label_counts(Y: ArrayLike, Y_pred: ArrayLike, *, ax: Any = None) -> Any:
-    """Share of images by number of labels, true and predicted."""
+    """Share of images by number of labels, true and predicted.
+
+    Parameters
+    ----------
+    Y, Y_pred : 0/1 array-like or sparse matrix of shape (n_images, n_classes)
+        True and predicted labels.
+    ax : matplotlib Axes or None
+        Where to draw; a new figure when None.
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Examples
+    --------
+    >>> from stacker.plots import plot_label_counts
+    >>> ax = plot_label_counts([[1, 0], [1, 1]], [[1, 0], [0, 1]])
+    >>> ax.get_xlabel()
+    'labels of an image'
+    """
     counts = [np.diff(check_labels(m, name=n).indptr) for m, n in ((Y, "Y"), (Y_pred, "Y_pred"))]
     edges = np.arange(max(int(c.max(initial=0)) for c in counts) + 2) - 0.5
     ax = _axes(ax)
@@ -94,7 +143,28 @@ def plot_label_counts(Y: ArrayLike, Y_pred: ArrayLike, *, ax: Any = None) -> Any
 
 
 def plot_reliability(proba: ArrayLike, Y: ArrayLike, *, n_bins: int = 15, ax: Any = None) -> Any:
-    """Reliability diagram on logarithmic axes, since most probabilities are tiny."""
+    """Reliability diagram on logarithmic axes, since most probabilities are tiny.
+
+    Parameters
+    ----------
+    proba, Y : array-like or sparse matrix of shape (n_images, n_classes)
+        Probabilities and true labels.
+    n_bins : int
+        As in `stacker.calibration.reliability_curve`.
+    ax : matplotlib Axes or None
+        Where to draw; a new figure when None.
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Examples
+    --------
+    >>> from stacker.plots import plot_reliability
+    >>> ax = plot_reliability([[0.9, 0.2], [0.4, 0.6]], [[1, 0], [0, 1]], n_bins=2)
+    >>> ax.get_ylabel()
+    'share true'
+    """
     curve = reliability_curve(proba, Y, n_bins)
     ax = _axes(ax)
     ax.axline((1e-3, 1e-3), (1, 1), color="0.7", zorder=0)
