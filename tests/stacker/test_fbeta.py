@@ -118,7 +118,7 @@ def test_label_containers_do_not_matter(dtype, order, rng):
     other = np.array(Y, dtype=dtype, order=order)
     other.flags.writeable = False
     assert fbeta_score(other, pred) == fbeta_score(Y, pred)
-    frozen = sp.csr_array(other)
+    frozen = sp.csr_array(other.astype(np.int8))
     frozen.indices.flags.writeable = frozen.indptr.flags.writeable = False
     assert fbeta_score(frozen, sp.csr_array(pred)) == fbeta_score(Y, pred)
 
