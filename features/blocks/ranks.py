@@ -3,15 +3,17 @@
 Ranks count the classes with a higher probability (0 = the most probable, ties share a rank):
 ``rank:blend``, ``rank_group:blend`` inside the class group, ``rank:<model>``. Then the gap and
 the ratio of the blended probability to the image's and the group's maximum and the gap to the
-next lower class. O(n_rows * n_classes) comparisons a model, on whole vectors.
+next lower class. With ``per_model="both"`` also ``rank_group:<model>``, each model's rank inside
+the class group. O(n_rows * n_classes) comparisons a model, on whole vectors.
 """
 
 import numpy as np
 from numba import njit, prange
 
-from features.blocks.types import Batch, Block, Column, Float, State, nothing_to_fit
+from features.blocks.types import Batch, Block, Column, Float, State, Training
 from features.schema import Stack
 
+PER_MODEL = ("image", "both")
 BLEND_COLUMNS = (
     ("rank:blend", "classes above"),
     ("rank_group:blend", "classes of the group above"),
@@ -23,17 +25,44 @@ BLEND_COLUMNS = (
 )
 
 
+def _fit(train: Training, *, per_model: str = "image") -> State:
+    if per_model not in PER_MODEL:
+        raise ValueError(f"per_model must be one of {PER_MODEL}. Got {per_model!r} instead.")
+    return {"per_model": per_model}
+
+
 def _columns(stack: Stack, state: State) -> list[Column]:
     models = tuple(stack.models)
     blend = [Column(name, "ranks", formula, models) for name, formula in BLEND_COLUMNS]
-    return blend + [Column(f"rank:{m}", "ranks", "classes above", (m,)) for m in models]
+    overall = [Column(f"rank:{m}", "ranks", "classes above", (m,)) for m in models]
+    if state["per_model"] == "image":
+        return blend + overall
+    group = [Column(f"rank_group:{m}", "ranks", "classes of the group above", (m,)) for m in models]
+    return blend + overall + group
 
 
 def _fill(batch: Batch, state: State, out: Float) -> None:
-    n_blend = len(BLEND_COLUMNS)
+    n_blend, n_models = len(BLEND_COLUMNS), len(batch.stack.models)
     codes = batch.space.group_codes
     _blend_ranks(batch.blend, codes, batch.candidates.indptr, batch.row_class, out[:, :n_blend])
-    out[:, n_blend:] = batch.row_ranks
+    out[:, n_blend : n_blend + n_models] = batch.row_ranks
+    if state["per_model"] == "both":
+        _group_ranks(
+            batch.probs, codes, batch.row_image, batch.row_class, out[:, n_blend + n_models :]
+        )
+
+
+@njit(parallel=True, cache=True)
+def _group_ranks(probs, codes, images, classes, out):  # type: ignore[no-untyped-def]
+    """Count the classes of the row's group that each model puts above it, (n_rows, n_models)."""
+    for row in prange(len(classes)):
+        own = classes[row]
+        for m in range(len(probs)):
+            values = probs[m, images[row]]
+            above = np.int32(0)
+            for c in range(len(values)):
+                above += np.int32((values[c] > values[own]) & (codes[c] == codes[own]))
+            out[row, m] = above
 
 
 @njit(parallel=True, cache=True, error_model="numpy")
@@ -73,4 +102,4 @@ def _blend_ranks(blend, codes, indptr, classes, out):  # type: ignore[no-untyped
             out[row, 6] = own - lower
 
 
-RANKS = Block("ranks", nothing_to_fit, _columns, _fill)
+RANKS = Block("ranks", _fit, _columns, _fill, options={"per_model": "image"})

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from features.assemble import PairFeatures
+
 
 def rank(values, own):
     """Classes strictly above; equal ones share a rank."""
@@ -46,3 +48,23 @@ def test_gaps_and_ratios_equal_plain_arithmetic(example):
             }
             got = {name: example.matrix_of[f"{name}:blend"][i, c] for name in expected}
             assert got == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_each_models_rank_in_the_class_group_is_an_option(
+    small_stack, slice_labels, slice_fold, stream
+):
+    """Ranks over all classes hide the order inside a small class group."""
+    blocks = (("ranks", {"per_model": "both"}),)
+    features = PairFeatures(blocks=blocks, candidates=9)
+    some = small_stack[::30]
+    table = stream(features.fit(small_stack, slice_labels, slice_fold), some)
+    codes = some.label_space.group_codes
+    for model, values in some.probabilities.items():
+        p = np.asarray(values, dtype=np.float32)
+        above = p[table.image] > p[table.image, table.cls][:, None]
+        expected = (above & (codes == codes[table.cls][:, None])).sum(axis=1)
+        np.testing.assert_array_equal(table[f"rank_group:{model}"], expected)
+    with pytest.raises(ValueError, match="per_model must be one of"):
+        PairFeatures(blocks=(("ranks", {"per_model": "group"}),)).fit(
+            small_stack, slice_labels, slice_fold
+        )
