@@ -37,8 +37,9 @@ notebooks: $(STAMP)  ## run every notebook top to bottom
 	  $(BIN)/jupyter execute --inplace "$$notebook" || exit 1; \
 	done
 
-bench: $(STAMP)  ## ratios against a peer or a limit in the same run
+bench: $(STAMP)  ## ratios against a peer or a limit in the same run; writes benchmarks/results.md
 	@for benchmark in benchmarks/bench_*.py; do $(BIN)/python $$benchmark || exit 1; done
+	$(BIN)/python benchmarks/assemble.py
 
 clean:  ## remove what the targets made
 	rm -rf $(VENV) demo report.html build dist *.egg-info
