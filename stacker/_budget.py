@@ -13,6 +13,7 @@ from stacker.fbeta import as_sets, check_max_labels
 __all__ = ["budgeted_sets"]
 
 MOST_ROUNDS = 50
+Floats = NDArray[np.float64]
 
 
 def budgeted_sets(
@@ -71,7 +72,7 @@ def budgeted_sets(
     probs = check_probs(proba, dtype=np.float64)
     most, rows = check_max_labels(max_labels), as_rows(probs)
     columns = entry_columns(rows)
-    mean = np.bincount(columns, rows.values, rows.n_columns)
+    mean: Floats = np.bincount(columns, rows.values, rows.n_columns).astype(np.float64)
     order = np.random.default_rng(random_state).permutation(rows.n_rows)
     relative = rows.values / np.sqrt(np.maximum(mean, 1e-300))[columns]
     best, chosen = -1.0, np.zeros(len(rows.values), np.int8)
@@ -85,9 +86,9 @@ def budgeted_sets(
 def _ascend(
     rows: Rows,
     columns: NDArray[np.int32],
-    keys: NDArray[np.float64],
+    keys: Floats,
     order: NDArray[np.int64],
-    mean: NDArray[np.float64],
+    mean: Floats,
     beta2: float,
     empty: float,
     most: int,
@@ -97,7 +98,7 @@ def _ascend(
     _start(keys, rows.indptr, most, chosen)
     picked = chosen > 0
     n_pred = np.bincount(columns[picked], minlength=len(mean)).astype(np.float64)
-    tp = np.bincount(columns[picked], rows.values[picked], len(mean))
+    tp: Floats = np.bincount(columns[picked], rows.values[picked], len(mean)).astype(np.float64)
     score = _expected_macro(tp, n_pred, mean, beta2, empty)
     for _ in range(MOST_ROUNDS):
         state: tuple[Any, ...] = (mean, beta2, empty, most, tp, n_pred, chosen)
@@ -109,9 +110,9 @@ def _ascend(
 
 
 def _expected_macro(
-    tp: NDArray[np.float64],
-    n_pred: NDArray[np.float64],
-    mean: NDArray[np.float64],
+    tp: Floats,
+    n_pred: Floats,
+    mean: Floats,
     beta2: float,
     empty: float,
 ) -> float:

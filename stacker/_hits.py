@@ -166,11 +166,12 @@ def _classes(ind_a, ptr_a, ind_b, ptr_b, true, both, start, stop):  # type: igno
 def _workspace(ptr_a, ptr_b, n_columns, start, stop):  # type: ignore[no-untyped-def]
     """Images of a batch, their table of marks, and room for the steps of the longest batch."""
     batch = max(1, min(BATCH, TABLE // max(n_columns, 1)))
-    longest = 0
+    longest = np.int64(0)
     for first in range(start, stop, batch):
         last = min(first + batch, stop)
-        longest = max(longest, np.int64(ptr_a[last] - ptr_a[first]))
-        longest = max(longest, np.int64(ptr_b[last] - ptr_b[first]))
+        for ptr in (ptr_a, ptr_b):
+            if np.int64(ptr[last] - ptr[first]) > longest:
+                longest = np.int64(ptr[last] - ptr[first])
     return batch, np.zeros(batch * n_columns, np.uint8), np.zeros(longest + 1, np.uint32)
 
 
