@@ -4,7 +4,7 @@
     python benchmarks/bench_features.py --parts combinations,neighbours
     python benchmarks/bench_features.py --scale 0.1           # a tenth of the images
 
-Parts: combinations, imet, growth, wide, neighbours. Each writes `benchmarks/results/
+Parts: combinations, neighbours, imet, wide. Each writes `benchmarks/results/
 features-<part>.md`. Parts that measure memory run in a process of their own.
 """
 
@@ -12,6 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numba
 import numpy as np
@@ -130,18 +131,26 @@ def rows_of(features: PairFeatures, given: synthetic.Problem) -> Rows:
     base = np.zeros(len(found), dtype=np.float32)
     for values in given.stack.probabilities.values():
         base += logit(values[image, cls]) / np.float32(len(given.stack.models))
-    return Rows(features, given.stack, given.fold, image, cls, label, base)
+    folds = {"fold": given.fold, "feature_fold": given.fold}
+    return Rows(
+        features, given.stack, **folds, image=image, cls=cls, label=label, base=base, start=base
+    )
 
 
 def imet(scale: float) -> str:
-    one = in_own_process(__file__, "--worker", "imet", "--images", int(IMET_IMAGES * scale))
+    sizes = [int(n * scale) for n in (10_000, 30_000, IMET_IMAGES)]
+    runs = [in_own_process(__file__, "--worker", "imet", "--images", n) for n in sizes]
+    return f"{largest(runs[-1])}\n\n{growth(runs)}"
+
+
+def largest(one: dict[str, Any]) -> str:
     n_rows, seen = one["n_rows"], one["blocks"]
     rows = []
     for name, n_columns in one["columns"].items():
         fill_seconds = seen[f"{name}/fill"]
         rate = f"{n_rows / fill_seconds:,.0f}"
         rows.append([name, n_columns, f"{seen[f'{name}/fit']:.1f}", f"{fill_seconds:.1f}", rate])
-    told = sum(v for key, v in seen.items())
+    told = sum(seen.values())
     rows.append(["candidates, spaces, binning", "", "", f"{one['seconds'] - told:.1f}", ""])
     rate = f"{n_rows / one['seconds']:,.0f}"
     rows.append(["all", one["n_columns"], "", f"{one['seconds']:.1f}", rate])
@@ -156,9 +165,7 @@ def imet(scale: float) -> str:
     )
 
 
-def growth(scale: float) -> str:
-    sizes = [int(n * scale) for n in (10_000, 30_000, IMET_IMAGES)]
-    runs = [in_own_process(__file__, "--worker", "imet", "--images", n) for n in sizes]
+def growth(runs: list[dict[str, Any]]) -> str:
     first = runs[0]["seconds"] / runs[0]["n_images"]
     rows = [
         [
@@ -319,7 +326,7 @@ def library(codes: Codes, asked: np.ndarray, k: int) -> dict[str, tuple[np.ndarr
     return found
 
 
-PARTS = {f.__name__: f for f in (combinations, neighbours, imet, growth, wide)}
+PARTS = {f.__name__: f for f in (combinations, neighbours, imet, wide)}
 WORKERS = {"imet": stream_to_lightgbm, "wide": stream_wide}
 
 
