@@ -13,7 +13,14 @@ import scipy.sparse as sp
 from numba import njit, prange
 from numpy.typing import NDArray
 
-__all__ = ["Counts", "count_by_class", "count_by_image", "score_images"]
+__all__ = [
+    "Counts",
+    "Totals",
+    "count_by_class",
+    "count_by_image",
+    "score_images",
+    "total_over_images",
+]
 
 SERIAL_LABELS = 100_000
 N_PARTS = 4  # fixed, so that sums do not depend on the number of threads
@@ -36,10 +43,20 @@ class Counts(NamedTuple):
         return scores
 
 
+class Totals(NamedTuple):
+    """What an average over images or over everything needs."""
+
+    score: float  # sum of the F-beta of images
+    n_scored: int  # images with a score: all but empty ones when their score is NaN
+    n_true: int
+    n_pred: int
+    tp: int
+
+
 def count_by_image(truth: sp.csr_array, pred: sp.csr_array) -> Counts:
     """Count the labels of each image of two canonical CSR matrices."""
     hits = np.empty(truth.shape[0], np.int32)
-    _by_image(truth, pred, 1.0, 0.0, hits, np.empty(truth.shape[0]))
+    _by_image(truth, pred, 1.0, 0.0, hits, np.empty(0))
     return Counts(np.diff(truth.indptr), np.diff(pred.indptr), hits.astype(np.int64))
 
 
@@ -48,8 +65,17 @@ def score_images(
 ) -> NDArray[np.float64]:
     """F-beta of each image."""
     scores = np.empty(truth.shape[0])
-    _by_image(truth, pred, beta * beta, empty_score, np.empty(len(scores), np.int32), scores)
+    _by_image(truth, pred, beta * beta, empty_score, np.empty(0, np.int32), scores)
     return scores
+
+
+def total_over_images(
+    truth: sp.csr_array, pred: sp.csr_array, beta: float, empty_score: float
+) -> Totals:
+    """Sum over images without an array of their length, which would cost as much as the sum."""
+    nothing = (np.empty(0, np.int32), np.empty(0))
+    score, n_scored, tp = _by_image(truth, pred, beta * beta, empty_score, *nothing)
+    return Totals(float(score), int(n_scored), int(truth.nnz), int(pred.nnz), int(tp))
 
 
 def count_by_class(truth: sp.csr_array, pred: sp.csr_array) -> Counts:
@@ -72,11 +98,15 @@ def _by_image(
     empty: float,
     hits: NDArray[np.int32],
     scores: NDArray[np.float64],
-) -> None:
+) -> NDArray[np.float64]:
+    """Fill `hits` and `scores` unless they are empty; sums of score, images scored and hits."""
     n_parts = _n_parts(truth, pred)
+    totals = np.zeros((n_parts, 3))
     count = _images_threads if n_parts > 1 else _images_serial
     flat = (*_flat(truth), *_flat(pred))
-    count(*flat, truth.shape[1], beta2, empty, hits, scores, n_parts)
+    count(*flat, *truth.shape, beta2, empty, hits, scores, totals)
+    total: NDArray[np.float64] = totals.sum(axis=0)
+    return total
 
 
 def _n_parts(truth: sp.csr_array, pred: sp.csr_array) -> int:
@@ -99,19 +129,21 @@ def _flat(matrix: sp.csr_array) -> tuple[NDArray[Any], NDArray[Any]]:
 
 @njit(parallel=True, cache=True)
 def _images_threads(  # type: ignore[no-untyped-def]
-    ind_a, ptr_a, ind_b, ptr_b, n_columns, beta2, empty, hits, scores, n_parts
+    ind_a, ptr_a, ind_b, ptr_b, n, n_columns, beta2, empty, hits, scores, totals
 ):
-    n = len(hits)
-    for c in prange(n_parts):
-        a, b = np.int64(c) * n // n_parts, (np.int64(c) + 1) * n // n_parts
-        _images(ind_a, ptr_a, ind_b, ptr_b, n_columns, beta2, empty, hits, scores, a, b)
+    parts = len(totals)
+    for c in prange(parts):
+        a, b = np.int64(c) * n // parts, (np.int64(c) + 1) * n // parts
+        out = (hits, scores, totals[c])
+        _images(ind_a, ptr_a, ind_b, ptr_b, n_columns, beta2, empty, out, a, b)
 
 
 @njit(cache=True)
 def _images_serial(  # type: ignore[no-untyped-def]
-    ind_a, ptr_a, ind_b, ptr_b, n_columns, beta2, empty, hits, scores, n_parts
+    ind_a, ptr_a, ind_b, ptr_b, n, n_columns, beta2, empty, hits, scores, totals
 ):
-    _images(ind_a, ptr_a, ind_b, ptr_b, n_columns, beta2, empty, hits, scores, 0, len(hits))
+    out = (hits, scores, totals[0])
+    _images(ind_a, ptr_a, ind_b, ptr_b, n_columns, beta2, empty, out, 0, n)
 
 
 @njit(parallel=True, cache=True)
@@ -129,7 +161,7 @@ def _classes_serial(ind_a, ptr_a, ind_b, ptr_b, n, true, both):  # type: ignore[
 
 @njit(cache=True)
 def _images(  # type: ignore[no-untyped-def]
-    ind_a, ptr_a, ind_b, ptr_b, n_columns, beta2, empty, hits, scores, start, stop
+    ind_a, ptr_a, ind_b, ptr_b, n_columns, beta2, empty, out, start, stop
 ):
     batch, table, steps = _workspace(ptr_a, ptr_b, n_columns, start, stop)
     found = np.zeros(len(steps), np.uint32)
@@ -142,7 +174,7 @@ def _images(  # type: ignore[no-untyped-def]
         _set_marks(labels, rows_a, n_columns, steps, table, mark)
         labels = ind_b[rows_b[0] : rows_b[-1]]
         _find_marks(labels, rows_b, n_columns, steps, table, mark, found)
-        _score(rows_a, rows_b, found, beta2, empty, hits[first:last], scores[first:last])
+        _score(rows_a, rows_b, found, beta2, empty, first, out)
 
 
 @njit(cache=True)
@@ -230,10 +262,21 @@ def _add_marks(labels, rows, n_columns, steps, table, mark, both):  # type: igno
 
 
 @njit(cache=True)
-def _score(rows_a, rows_b, found, beta2, empty, hits, scores):  # type: ignore[no-untyped-def]
-    for r in range(len(hits)):
+def _score(rows_a, rows_b, found, beta2, empty, first, out):  # type: ignore[no-untyped-def]
+    hits, scores, totals = out
+    total, n_scored = 0.0, 0
+    for r in range(len(rows_a) - 1):
         begin, end = rows_b[r] - rows_b[0], rows_b[r + 1] - rows_b[0]
         tp = np.int32(found[end] - found[begin])
         below = beta2 * np.int32(rows_a[r + 1] - rows_a[r]) + np.int32(end - begin)
-        hits[r] = tp
-        scores[r] = (1.0 + beta2) * tp / below if below > 0.0 else empty
+        score = (1.0 + beta2) * tp / below if below > 0.0 else empty
+        if len(hits):
+            hits[first + r] = tp
+        if len(scores):
+            scores[first + r] = score
+        if score == score:  # not NaN
+            total += score
+            n_scored += 1
+    totals[0] += total
+    totals[1] += n_scored
+    totals[2] += found[rows_b[-1] - rows_b[0]]

@@ -13,7 +13,13 @@ import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
 
 from stacker._fbeta_kernels import best_sets
-from stacker._hits import Counts, count_by_class, count_by_image, score_images
+from stacker._hits import (
+    Counts,
+    count_by_class,
+    count_by_image,
+    score_images,
+    total_over_images,
+)
 from stacker._inputs import (
     Matrix,
     as_rows,
@@ -76,13 +82,15 @@ def fbeta_score(
     truth, pred = _check_pair(Y, Y_pred)
     if truth.shape[0] == 0:
         raise ValueError("fbeta_score needs at least one image. Got a matrix with 0 rows.")
-    if average == "samples":
-        scores = score_images(truth, pred, beta, empty)
-    else:
-        scores = unit_counts(truth, pred, average).fbeta(beta=beta, empty_score=empty)
-    if np.isnan(empty):
+    if average == "macro":
+        scores = count_by_class(truth, pred).fbeta(beta=beta, empty_score=empty)
         scores = scores[~np.isnan(scores)]
-    return float(scores.mean()) if len(scores) else float("nan")
+        return float(scores.mean()) if len(scores) else float("nan")
+    total = total_over_images(truth, pred, beta, empty)
+    if average == "samples":
+        return total.score / total.n_scored if total.n_scored else float("nan")
+    below = beta**2 * total.n_true + total.n_pred
+    return (1 + beta**2) * total.tp / below if below else empty
 
 
 def fbeta_per_image(
@@ -306,7 +314,8 @@ def _is_plain(labels: Any) -> bool:
         sp.issparse(labels)
         and labels.format == "csr"
         and labels.ndim == 2
-        and bool((labels.data == 1).all())
+        and bool(labels.data.min(initial=1) == 1)
+        and bool(labels.data.max(initial=1) == 1)
         and bool(labels.has_canonical_format)
     )
 
