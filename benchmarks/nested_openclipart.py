@@ -1,31 +1,42 @@
-"""Strictly nested F2 on openclipart out-of-fold predictions: the figure the project is judged by.
+"""Does the stack beat the best blend? Strictly nested, on openclipart out-of-fold predictions.
 
-    python benchmarks/nested_openclipart.py openclipart_oof.npz [--folds 0,1] [--models 4]
+    python benchmarks/nested_openclipart.py openclipart_oof.npz [--part folds|small|grouped]
 
-For each outer fold of the file everything (base, features, boosting, shrinkage, decision rule) is
-fitted on the other four folds and label sets are predicted for it. The blends go through the same
-protocol with their own `FBetaDecision(strategy="auto")`. The last line is the paired bootstrap
-interval, over split groups, of the stack minus the best blend.
+folds    the outer folds of the file: everything (base, features, boosting, shrinkage, decision
+         rule) is fitted on the other four, for F2 samples, macro and micro.
+small    five random subsets of 400 images, each nested over five folds: too small to learn from,
+         the stack must not lose to the best blend.
+grouped  522 images, each repeated eight times with jittered logits, the copies one split group:
+         every class has its positives in few groups, and memorising those is the failure to avoid.
+
+Blends go through the same protocol with rules of their own. Intervals are paired bootstraps over
+split groups.
 """
 
 import argparse
+import json
 import time
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.sparse import csr_array
 
 from features import Stack
-from stacker import FBetaDecision, PairStacker
-from stacker.blend import BLENDS, cross_fit
-from stacker.evaluation import paired_bootstrap
-from stacker.fbeta import fbeta_per_image
+from features.folds import make_folds
+from features.numeric import logit, sigmoid
+from stacker import PairStacker
+from stacker._compare import compare
+from stacker.evaluation import AVERAGES, ScoreTable
 
 STATS = [f"{s}_{c}" for s in ("mean", "median", "std", "max", "min") for c in "rgb"]
 STATS += ["brightness", "colourfulness", "longer_side", "height_over_width"]
 
+Data = tuple[Stack, csr_array, np.ndarray, np.ndarray]
 
-def read(path: str) -> tuple[Stack, csr_array, np.ndarray, np.ndarray]:
+
+def read(path: str) -> Data:
     """Stack, labels, outer fold and split group of the file."""
     with np.load(path, allow_pickle=False) as file:
         data = {key: file[key] for key in file.files}
@@ -42,45 +53,95 @@ def read(path: str) -> tuple[Stack, csr_array, np.ndarray, np.ndarray]:
     return stack, labels, data["fold"].astype(np.int64), data["split_group"]
 
 
+def subset(data: Data, n_images: int, seed: int) -> Data:
+    """Random images with five folds of their own, and the classes that they have."""
+    stack, labels, _, groups = data
+    picked = np.sort(np.random.default_rng(seed).choice(len(stack), n_images, replace=False))
+    fold = make_folds(labels[picked], 5, groups[picked], random_state=seed).astype(np.int64)
+    return stack[picked], labels[picked], fold, groups[picked]
+
+
+def repeated(data: Data, n_images: int, times: int, seed: int = 0, jitter: float = 0.3) -> Data:
+    """Every image several times, its logits and vectors jittered, copies in one split group."""
+    stack, labels, _, _ = data
+    rng = np.random.default_rng(seed)
+    picked = np.sort(rng.choice(len(stack), n_images, replace=False))
+    at = np.repeat(picked, times)
+
+    def shaken(values: Any, scale: float) -> np.ndarray:
+        noise = rng.normal(size=(len(at), values.shape[1])).astype(np.float32)
+        return np.asarray(values[at], dtype=np.float32) + scale * noise
+
+    probs = {m: sigmoid(shaken(logit(p), jitter)) for m, p in stack.probabilities.items()}
+    vectors = {n: shaken(v, 0.1 * float(np.std(v))) for n, v in stack.embeddings.items()}
+    logits = {n: shaken(v, 0.1 * float(np.std(v))) for n, v in stack.imagenet_logits.items()}
+    ids = [f"{i}-{j}" for i in stack.image_ids[picked] for j in range(times)]
+    many = Stack(
+        probs,
+        image_ids=ids,
+        classes=stack.classes,
+        embeddings=vectors,
+        imagenet_logits=logits,
+        image_stats=pd.DataFrame(stack.image_stats.to_numpy()[at], columns=STATS, index=ids),
+    )
+    fold = np.repeat(make_folds(labels[picked], 5, random_state=seed).astype(np.int64), times)
+    return many, labels[at], fold, np.repeat(picked, times)
+
+
+def nested(data: Data, model: PairStacker, average: Any) -> ScoreTable:
+    """Nested scores over the folds of the data, with progress."""
+    stack, labels, fold, groups = data
+    start = time.perf_counter()
+
+    def say(text: str) -> None:
+        print(f"{time.perf_counter() - start:6.0f} s  {text}", flush=True)
+
+    return compare(stack, labels, fold, model, groups=groups, average=average, step=say)
+
+
+def rows(name: str, table: ScoreTable) -> list[dict[str, Any]]:
+    """One row a metric: the stack, the best blend, their difference and its interval."""
+    found = []
+    for metric in table.scores.columns:
+        gain = table.gain(metric)
+        best = table.best_blend[metric]
+        found.append(
+            {
+                "data": name,
+                "metric": str(metric),
+                "stack": float(table.scores.loc["stack", metric]),
+                "best_blend": f"{best} {table.scores.loc[best, metric]:.4f}",
+                "gain": gain.difference,
+                "interval": [gain.low, gain.high],
+            }
+        )
+        print(json.dumps(found[-1]), flush=True)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("path")
-    parser.add_argument("--folds", default="0,1,2,3,4", help="outer folds to run")
+    parser.add_argument("--part", default="folds", choices=("folds", "small", "grouped"))
     parser.add_argument("--blocks", default="default", help="comma separated block names")
+    parser.add_argument("--trials", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=None)
-    parser.add_argument("--blends", action="store_true", help="the blends too")
+    parser.add_argument("--out", type=Path, help="write the rows as JSON")
     options = parser.parse_args()
-    stack, labels, fold, groups = read(options.path)
+    data = read(options.path)
     blocks = options.blocks if options.blocks == "default" else tuple(options.blocks.split(","))
-    outer = [int(k) for k in options.folds.split(",")]
-    scores: dict[str, dict[int, np.ndarray]] = {"stack": {}}
-    for k in outer:
-        train, test = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
-        start = time.perf_counter()
-        model = PairStacker(random_state=0, blocks=blocks, n_jobs=options.jobs)
-        model.fit(stack[train], labels[train], groups=groups[train])
-        fitted = time.perf_counter() - start
-        scores["stack"][k] = fbeta_per_image(labels[test], model.predict(stack[test]))
-        print(
-            f"fold {k}: stack {scores['stack'][k].mean():.4f}  base {model.base_name_}  "
-            f"rule {model.decision_.strategy_}  rounds {model.rounds_}  "
-            f"shrinkage {model.shrinkage_:.1f}  fit {fitted:.0f} s",
-            flush=True,
-        )
-        for name, blend in BLENDS.items() if options.blends else ():
-            oof = cross_fit(blend(), stack[train], labels[train], model.folds_)
-            rule = FBetaDecision(class_groups=stack.class_group, random_state=0)
-            rule.fit(oof, labels[train], groups=groups[train])
-            proba = blend().fit(stack[train], labels[train]).predict_proba(stack[test])
-            scores.setdefault(name, {})[k] = fbeta_per_image(labels[test], rule.predict(proba))
-            print(f"fold {k}: {name} {scores[name][k].mean():.4f}", flush=True)
-    joined = {name: np.concatenate(list(parts.values())) for name, parts in scores.items()}
-    print({name: round(float(values.mean()), 4) for name, values in joined.items()})
-    if options.blends:
-        best = max(BLENDS, key=lambda name: joined[name].mean())
-        own = np.concatenate([groups[fold == k] for k in outer])
-        gain = paired_bootstrap(joined["stack"], joined[best], own)
-        print(f"stack - {best}: {gain}")
+    model = PairStacker(blocks=blocks, n_trials=options.trials, n_jobs=options.jobs, random_state=0)
+    found = []
+    if options.part == "folds":
+        found += rows("openclipart", nested(data, model, AVERAGES))
+    elif options.part == "small":
+        for seed in range(5):
+            table = nested(subset(data, 400, seed), model, "samples")
+            found += rows(f"400 images, draw {seed}", table)
+    else:
+        found += rows("522 images, 8 times", nested(repeated(data, 522, 8), model, "samples"))
+    if options.out:
+        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def compare(
     model: Any,
     *,
     groups: ArrayLike | None = None,
-    average: str = "samples",
+    average: str | Sequence[str] = "samples",
     n: int = 1000,
     random_state: int | None = 0,
     step: Step | None = None,
@@ -96,7 +96,8 @@ def compare(
         Cloned for every fold; its beta is the beta of all methods.
     groups : array of shape (n_images,), optional
         Split groups.
-    average : {"samples", "macro", "micro"}
+    average : {"samples", "macro", "micro"} or several
+        Each with decision rules of its own; probabilities are fitted once.
     n : int, default 1000
         Bootstrap resamples.
     step : callable, optional
@@ -115,7 +116,7 @@ def compare(
         methods,
         groups,
         beta=beta,
-        averages=[average],
+        averages=_several(average),
         with_map=False,
         n=n,
         random_state=random_state,
@@ -143,7 +144,7 @@ def nested_predictions(
     model: Any,
     *,
     groups: ArrayLike | None = None,
-    average: str = "samples",
+    average: str | Sequence[str] = "samples",
     random_state: int | None = 0,
     step: Step | None = None,
 ) -> dict[str, Predictions]:
@@ -175,7 +176,7 @@ def nested_predictions(
                 Y[train],
                 groups=inner,
                 class_group=stack.class_group,
-                averages=[average],
+                averages=_several(average),
                 beta=float(model.beta),
                 random_state=random_state,
             )
@@ -304,6 +305,10 @@ def _joined(parts: list[dict[str, Predictions]], order: NDArray[np.intp]) -> dic
         )
         for name, first in parts[0].items()
     }
+
+
+def _several(average: str | Sequence[str]) -> list[str]:
+    return [average] if isinstance(average, str) else list(average)
 
 
 def _prefixed(step: Step | None, prefix: str) -> Step:
