@@ -22,7 +22,7 @@ from stacker.boosters import LightGBMBooster
 from stacker.evaluation import paired_bootstrap
 from stacker.fbeta import fbeta_per_image
 
-ROUNDS = 200
+ROUNDS = 120
 # Off by default, or too much alike to be judged apart.
 ADDED = ("imagenet", "class_id")
 TOGETHER = {
