@@ -3,22 +3,24 @@
 Cells come from spherical k-means (Dhillon and Modha, 2001) on the int8 codes; all sums are of
 integers, so neither threads nor batches nor machines change a cell. A query looks through its
 nearest cells until they hold `SCANNED` images: the cost an image stays what it is however many
-training images there are. Inside the cells the similarities are the exact ones, by matrix
-products, which two cores do faster than a graph index walks (docs/features.md has the figures).
+training images there are. Inside the cells the similarities are the exact ones, by
+matrix products; docs/features.md compares with a graph index.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from features.blocks.spaces import Codes, quantise
 
 Float = NDArray[np.float32]
 Found = tuple[NDArray[np.int64], Float]
 
-SCANNED = 16_384  # training images that a query is compared with in a space
+SCANNED = 8_192  # training images that a query is compared with in a space
 ROUNDS = 8  # of k-means
 SAMPLE_PER_CELL = 64  # images a cell that k-means learns from
 ASSIGNED_AT_ONCE = 4096
@@ -97,8 +99,15 @@ def search_cells(
     In the order of the cells, whatever the batch: so ties between equally similar images fall
     the same way in every batch.
     """
-    for cell in np.flatnonzero(chosen.any(axis=0)):
-        compare(np.flatnonzero(chosen[:, cell]), members[starts[cell] : starts[cell + 1]])
+    # Products this small gain nothing from BLAS threads, and those would keep numba's waiting.
+    with _blas().limit(limits=1, user_api="blas"):
+        for cell in np.flatnonzero(chosen.any(axis=0)):
+            compare(np.flatnonzero(chosen[:, cell]), members[starts[cell] : starts[cell + 1]])
+
+
+@lru_cache(maxsize=1)
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 def union_of(found: list[Found]) -> NDArray[np.int64]:

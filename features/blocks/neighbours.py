@@ -7,7 +7,7 @@ similarity of the nearest image, one column a space. "All together" is the mean 
 
 An image of fold k only ever sees neighbours of other folds. Up to EXACT_UP_TO training images
 exact search by blocked matrix products, O(n_images * n_training * n_dimensions) a space; beyond,
-only the nearest cells are looked through (`features/blocks/_cells.py`), O(n_images * 16,384 *
+only the nearest cells are looked through (`features/blocks/_cells.py`), O(n_images * 8,192 *
 n_dimensions), and "all together" chooses among what the spaces found. Vectors are int8.
 """
 
