@@ -2,18 +2,176 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 
-from stacker._align import align_stack, read_stack
-from stacker.evaluation import AVERAGES, Predictions, ScoreTable, score_methods
+from features.schema import Stack, as_stack
+from features.store import FeatureStore
+from stacker._align import align_stack, read_labels, read_new, read_stack
+from stacker._compare import decide_methods, fit_blends
+from stacker.evaluation import (
+    AVERAGES,
+    Predictions,
+    ScoreTable,
+    evaluate_sets,
+    frequency_bins,
+    score_by_bin,
+    score_methods,
+)
 from stacker.explain import explain
 from stacker.report import HeldOut
 
-__all__ = ["evaluate_model", "held_out_of", "training_labels"]
+__all__ = ["Evaluation", "evaluate", "evaluate_model", "held_out_of", "training_labels"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How good a fitted stack is on images that it never saw, baselines beside it.
+
+    Attributes
+    ----------
+    table : ScoreTable
+        F-beta (samples, macro, micro) and mAP by method, with the intervals of the stack's gain.
+    scores : DataFrame of shape (n_methods, n_metrics)
+        The same and log loss and calibration error; label sets by the rule of the model's own
+        average.
+    by_group, by_frequency : DataFrames
+        The same within each class group, and within bins of the classes' numbers of positives;
+        indexed by (method, bin).
+    """
+
+    table: ScoreTable
+    scores: pd.DataFrame
+    by_group: pd.DataFrame
+    by_frequency: pd.DataFrame
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain numbers and names, ready for JSON."""
+        bins = {"by_group": self.by_group, "by_frequency": self.by_frequency}
+        return {
+            **self.table.to_dict(),
+            "all_scores": self.scores.to_dict(orient="index"),
+            **{
+                name: {m: frame.loc[m].to_dict(orient="index") for m in self.scores.index}
+                for name, frame in bins.items()
+            },
+        }
+
+
+def evaluate(
+    model: Any,
+    X: Any,
+    Y: Any = None,
+    groups: ArrayLike | None = None,
+    *,
+    trained_on: Any = None,
+    n: int = 1000,
+    random_state: int | None = 0,
+) -> Evaluation:
+    """Score a fitted stack on labelled images that it never saw.
+
+    Parameters
+    ----------
+    model : fitted PairStacker
+    X, Y
+        As for `PairStacker.score`; a store's images without labels are left out.
+    groups : array-like of shape (n_images,), optional
+        Split groups for the bootstrap; a store brings its own.
+    trained_on : FeatureStore or (X, Y), optional
+        What the model was fitted on: puts every blend and the best single model, fitted on it,
+        beside the stack, and counts frequencies there. Without it the base alone is beside it.
+    n : int, default 1000
+        Bootstrap resamples.
+    random_state : int or None, default 0
+
+    Returns
+    -------
+    Evaluation
+
+    Raises
+    ------
+    ValueError
+        For other classes, or when `trained_on` holds other images than the model was fitted on.
+    """
+    stack, labels, known = labelled_images(model, X, Y)
+    if groups is None and isinstance(X, FeatureStore):
+        groups = X.split_group
+    own = None if groups is None else np.asarray(groups)[known]
+    methods, counts = _base_and_stack(model, stack), np.asarray(labels.sum(axis=0)).ravel()
+    if trained_on is not None:
+        both = trained_on if isinstance(trained_on, tuple) else (trained_on, None)
+        train, train_labels, _ = labelled_images(model, *both)
+        methods |= _baselines(model, train, train_labels, stack)
+        counts = np.asarray(train_labels.sum(axis=0)).ravel()
+    beta = float(model.beta)
+    table = score_methods(labels, methods, own, beta=beta, n=n, random_state=random_state)
+    group_names, group_codes = np.unique(model.class_group_, return_inverse=True)
+    by = {
+        "by_group": (group_codes, group_names.tolist()),
+        "by_frequency": frequency_bins(counts),
+    }
+    sets = {name: method.sets[model.average] for name, method in methods.items()}
+    scores = {
+        name: evaluate_sets(labels, sets[name], method.proba, beta=beta)
+        for name, method in methods.items()
+    }
+    frames = {
+        key: pd.concat(
+            {
+                name: score_by_bin(labels, sets[name], method.proba, codes, names, beta=beta)
+                for name, method in methods.items()
+            },
+            names=["method"],
+        )
+        for key, (codes, names) in by.items()
+    }
+    return Evaluation(table, pd.DataFrame.from_dict(scores, orient="index"), **frames)
+
+
+def labelled_images(model: Any, X: Any, Y: Any) -> tuple[Stack, csr_array, NDArray[np.intp]]:
+    """Labelled images in the model's order of models and classes, and their positions in X."""
+    if isinstance(X, FeatureStore):
+        X = X.without_skipped()
+    stack = read_new(X, model.seen_)
+    named = as_stack(X) if isinstance(X, Stack | FeatureStore) else stack
+    labels, known = read_labels(X, Y, named)
+    picked = np.flatnonzero(known)
+    columns = named.label_space.index(model.classes_)
+    return stack[picked], csr_array(labels[picked][:, columns]), picked
+
+
+def _base_and_stack(model: Any, stack: Stack) -> dict[str, Predictions]:
+    base = model.base_.predict(stack)[0]
+    return {
+        "base": _as_decided(f"Base: {model.base_name_}", base, model.base_decision_, is_blend=True),
+        "stack": _as_decided("Pair stack", model.predict_proba(stack), model.decision_),
+    }
+
+
+def _baselines(model: Any, train: Stack, labels: csr_array, test: Stack) -> dict[str, Predictions]:
+    """Every blend and the best single model, fitted on the training images."""
+    known = np.isfinite(model.oof_proba_[:, 0])
+    if len(train) != int(known.sum()):
+        raise ValueError(
+            f"trained_on holds {len(train):,} labelled images; the model was fitted on "
+            f"{int(known.sum()):,}. Give what `fit` was given."
+        )
+    fold = model.folds_[known]
+    blends = fit_blends(train, labels, test, fold=fold, random_state=model.random_state or 0)
+    decided = decide_methods(
+        {**blends, "stack": next(iter(blends.values()))},
+        labels,
+        class_group=model.class_group_,
+        averages=AVERAGES,
+        beta=float(model.beta),
+        random_state=model.random_state or 0,
+    )
+    return {name: method for name, method in decided.items() if name != "stack"}
 
 
 def evaluate_model(model: Any, store: Any, *, n: int = 1000) -> ScoreTable:
@@ -44,15 +202,7 @@ def held_out_of(model: Any, store: Any, *, n: int = 1000) -> HeldOut:
     """Give predictions and scores of stack and base on a store's labelled images."""
     stack = store.to_stack()
     labels = labels_for(model, store)
-    methods = {
-        "base": _as_decided(
-            f"Base: {model.base_name_}",
-            _base_proba(model, stack),
-            model.base_decision_,
-            is_blend=True,
-        ),
-        "stack": _as_decided("Pair stack", model.predict_proba(stack), model.decision_),
-    }
+    methods = _base_and_stack(model, align_stack(read_stack(stack), model.seen_))
     table = score_methods(labels, methods, store.split_group, beta=float(model.beta), n=n)
     return HeldOut(
         store.image_ids, labels, methods, table, explained_changes(model, stack, methods)
@@ -108,12 +258,6 @@ def training_labels(model: Any, store: Any) -> csr_array:
             f"{store.n_images:,} labelled ones. Give the store that `stacker fit` read."
         )
     return labels_for(model, store)
-
-
-def _base_proba(model: Any, stack: Any) -> Any:
-    """Probabilities of the blend that the stack starts from."""
-    aligned = align_stack(read_stack(stack), model.seen_)
-    return model.base_.predict(aligned)[0]
 
 
 def _as_decided(title: str, proba: Any, decision: Any, *, is_blend: bool = False) -> Predictions:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -11,7 +11,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from stacker.evaluation import Interval, ScoreTable
 
-__all__ = ["print_key_values", "print_score_table"]
+__all__ = ["print_bins", "print_key_values", "print_score_table"]
 
 TITLES = {"samples": "(samples)", "macro": "macro", "micro": "micro"}
 
@@ -43,6 +43,21 @@ def print_score_table(table: ScoreTable, *, title: str, console: Console | None 
         f"{table.n_images:,} images; paired bootstrap over {table.n_groups:,} split groups",
         highlight=False,
     )
+
+
+def print_bins(frame: Any, *, title: str) -> None:
+    """Print a table of scores by method or by bin of classes."""
+    grid = Table(title=Text(title), title_justify="left")
+    grid.add_column(str(frame.index.name or "method"), overflow="fold")
+    for name in frame.columns:
+        grid.add_column(metric_title(str(name)), justify="right")
+    for key, row in frame.iterrows():
+        cells = [
+            f"{int(v):,}" if str(column).startswith("n_") else f"{v:.4f}"
+            for column, v in row.items()
+        ]
+        grid.add_row(Text(str(key)), *cells)
+    _stdout().print(grid)
 
 
 def print_key_values(values: dict[str, float], *, title: str) -> None:

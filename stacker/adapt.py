@@ -156,21 +156,27 @@ class PriorShift(TransformerMixin, BaseEstimator):
         return MomentEvidence(source, target, prior, spread)
 
     def _spread(self, source: Matrix, labels: sp.csr_array, codes: NDArray[np.intp]) -> float:
-        """How much further estimates lie from the truth than they claim, on parts of the source.
+        """How much further estimates lie off than they claim, on parts of the source.
 
-        Each fold of split groups in turn is taken for the new images; its true shift is known.
+        Each fold of split groups in turn is taken for the new images; its labels are known.
         """
         squares, claims = 0.0, 0
         for train, test in make_splits(FOLDS, source, labels, codes, 0):
             prior = _prior(source[train])
             known = self._evidence(source[train], source[test], prior)
             own = known.shifts(0.0, WEAK)
-            positive = np.asarray(labels[test].sum(axis=0), dtype=np.float64).ravel()
-            true = np.log((positive + 0.5) / (len(test) - positive + 0.5)) - log_odds(prior)
-            sure = positive >= 5
-            # The true share is itself known to about 1 / positives.
-            claim = 1 / (known.information(own)[sure] + WEAK) + 1 / positive[sure]
-            squares += float(((own[sure] - true[sure]) ** 2 / claim).sum())
+            part = source[test]
+            positive, mean, square = (
+                np.asarray(m.sum(axis=0), dtype=np.float64).ravel()
+                for m in (labels[test], part, part * part)
+            )
+            # One step to the shift that these labels ask for, given the probabilities: what a
+            # whole group of like images adds to the frequency it does not add to the others.
+            weight = mean - square + 1
+            needed = (positive - mean) / weight
+            sure = positive >= 3
+            claim = 1 / (known.information(own)[sure] + WEAK) + 1 / weight[sure]
+            squares += float(((own[sure] - needed[sure]) ** 2 / claim).sum())
             claims += int(sure.sum())
         return max(1.0, squares / claims) if claims else 1.0
 

@@ -73,6 +73,25 @@ def test_selection_weighs_validation_sets_equally(noisy):
     assert both > alone
 
 
+def test_selection_by_f_beta_is_not_below_the_best_single_model(noisy):
+    """The first vote goes to the model with the best F-beta, and sets still count equally."""
+    stack, labels = noisy
+    from stacker import FBetaDecision
+
+    scores = {
+        m: FBetaDecision(strategy="global").fit(p, labels).score(p, labels)
+        for m, p in stack.probabilities.items()
+    }
+    first = EnsembleSelection(n_rounds=1, scoring="fbeta").fit(stack, labels).weights_
+    assert first[max(scores, key=scores.get)] == 1
+    blend = EnsembleSelection(n_rounds=5, scoring="fbeta").fit(stack, labels)
+    proba = blend.predict_proba(stack)
+    rule = FBetaDecision(strategy="global").fit(proba, labels)
+    assert rule.score(proba, labels) >= max(scores.values()) - 0.01
+    with pytest.raises(ValueError, match="'scoring' parameter must be"):
+        EnsembleSelection(scoring="auc").fit(stack, labels)
+
+
 def test_pooled_logistic_equals_scikit_learn(noisy):
     """The pooled fit is an ordinary logistic regression over all pairs."""
     stack, labels = noisy
