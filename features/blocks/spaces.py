@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+import pandas as pd
 from numba import njit, prange
 from numpy.typing import NDArray
 from scipy.linalg import eigh
@@ -106,7 +107,7 @@ def space_width(stack: Stack, name: str) -> int:
     if kind == "blend":
         return len(stack.classes)
     if kind == STATS:
-        return stack.image_stats.shape[1]
+        return _stats(stack).shape[1]
     arrays = stack.embeddings if kind == "embedding" else stack.imagenet_logits
     return int(arrays[source].shape[1])
 
@@ -122,9 +123,14 @@ def space_values(
     if kind == "blend":
         return np.sqrt(dense_rows(blend, rows))
     if kind == STATS:
-        return stack.image_stats.iloc[rows].to_numpy(dtype=np.float32)
+        return np.asarray(_stats(stack).iloc[rows], dtype=np.float32)
     arrays = stack.embeddings if kind == "embedding" else stack.imagenet_logits
     return np.asarray(arrays[source][rows], dtype=np.float32)
+
+
+def _stats(stack: Stack) -> pd.DataFrame:
+    assert stack.image_stats is not None  # space_names lists the space only where it is
+    return stack.image_stats
 
 
 def fit_stack_space(
