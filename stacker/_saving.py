@@ -6,6 +6,7 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from features.assemble import PairFeatures
 from features.blocks.spaces import Projection
@@ -37,6 +38,7 @@ def model_tree(model: Any) -> tuple[dict[str, Any], dict[str, str]]:
         "boosters": [booster.name for booster in model.boosters_],
         "rounds": model.rounds_,
         **{name: getattr(model, name) for name in (*SCORES, *ARRAYS)},
+        "tuning": _tuning_tree(model),
         "libraries": {name: version(name) for name in LIBRARIES},
         "python": sys.version.split()[0],
     }
@@ -67,11 +69,22 @@ def restore_model(cls: Any, tree: dict[str, Any], texts: dict[str, str]) -> Any:
     model.rounds_ = tree["rounds"]
     for name in (*SCORES, *ARRAYS):
         setattr(model, name, tree[name])
+    if tree.get("tuning"):
+        model.trials_ = pd.DataFrame(tree["tuning"]["trials"])
+        model.tuned_params_ = tree["tuning"]["best"]
     model.boosters_ = []
     for name in tree["boosters"]:
         adapter = BOOSTERS[name]({}, model.n_jobs, model.random_state or 0)
         model.boosters_.append(adapter.from_text(texts[f"booster-{name}.txt"]))
     return model
+
+
+def _tuning_tree(model: Any) -> dict[str, Any] | None:
+    """Trials as columns, without Optuna's study: that lives in its own storage."""
+    if not hasattr(model, "trials_"):
+        return None
+    table = {name: values.tolist() for name, values in model.trials_.items()}
+    return {"trials": table, "best": model.tuned_params_}
 
 
 def _plain_params(model: Any) -> dict[str, Any]:

@@ -24,7 +24,8 @@ __all__ = ["TuningData"]
 OBJECTIVES = ("fbeta", "log_loss")
 # Share of the training images that a trial is first tried on.
 SCREENED = 0.25
-MOST_ROUNDS, PATIENCE, SCREEN_PATIENCE = 600, 40, 20
+MOST_ROUNDS, PATIENCE = 600, 40
+SCREEN_ROUNDS, SCREEN_PATIENCE = 300, 20
 # A rule that is quick to fit, for each average; the final fit chooses its own.
 QUICK_RULES = {"samples": "max_ratio", "macro": "class", "micro": "global"}
 
@@ -116,7 +117,7 @@ class TuningData:
             self.binned,
             rows,
             fold,
-            rounds=MOST_ROUNDS,
+            rounds=SCREEN_ROUNDS if screen else MOST_ROUNDS,
             patience=SCREEN_PATIENCE if screen else PATIENCE,
         )
         held_out = np.flatnonzero(rows.row_fold == fold)

@@ -302,21 +302,30 @@ def evaluate(
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Write the scores as JSON.", show_default=False)
     ] = None,
+    trained_on: Annotated[
+        Path | None,
+        typer.Option(help="Store the model was fitted on: adds every blend.", show_default=False),
+    ] = None,
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
     """Score a fitted model on the labelled images of a store that it was not fitted on."""
-    from stacker._evaluate import evaluate_model
+    from stacker._evaluate import evaluate as score
+    from stacker._tables import print_bins
     from stacker.estimator import PairStacker
 
     if json_path is not None:
         refuse_existing(json_path, force=force)
     labelled = _labelled(_open(store))
     Log(quiet=quiet)(f"predicting {labelled.n_images:,} images")
-    table = evaluate_model(PairStacker.load(model), labelled)
-    print_score_table(table, title=f"{model} on {store}")
+    known = None if trained_on is None else _labelled(_open(trained_on))
+    found = score(PairStacker.load(model), labelled, trained_on=known)
+    print_score_table(found.table, title=f"{model} on {store}")
+    print_bins(found.scores, title="all scores, one rule for all averages")
+    print_bins(found.by_group.xs("stack"), title="the stack by class group")
+    print_bins(found.by_frequency.xs("stack"), title="the stack by positives of a class")
     if json_path is not None:
-        write_text(json_path, json.dumps(table.to_dict(), indent=2) + "\n", force=force)
+        write_text(json_path, json.dumps(found.to_dict(), indent=2) + "\n", force=force)
 
 
 @app.command(

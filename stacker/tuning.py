@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 # Share of the trials that go on after each step: two screenings, then fold after fold.
 GO_ON = (0.3, 0.5, 0.5, 0.6)
+MOST_FOLDS = 3  # folds of all images that a trial is scored on
 STARTUP_TRIALS = 10
 STUDY_NAME = "pairstack"
 
@@ -207,14 +208,16 @@ def _evaluate(study: optuna.Study, trial: optuna.Trial, data: TuningData) -> flo
         base=data.model.base,
     )
     full: list[float] = []
-    for at, (fold, screen) in enumerate(_schedule(data.n_folds)):
+    steps = _schedule(data.n_folds)
+    last = len(steps) - 1
+    for at, (fold, screen) in enumerate(steps):
         score = data.score(settings, fold, screen=screen)
         if not screen:
             full.append(score)
         told = score if screen else float(np.mean(full))
         trial.report(told, at)
         # The defaults run to the end: they are what the others are measured against.
-        if trial.number > 0 and len(full) < data.n_folds and _worse(study, trial, at, told):
+        if trial.number > 0 and at < last and _worse(study, trial, at, told):
             return None
     return float(np.mean(full))
 
@@ -222,7 +225,7 @@ def _evaluate(study: optuna.Study, trial: optuna.Trial, data: TuningData) -> flo
 def _schedule(n_folds: int) -> list[tuple[int, bool]]:
     """(fold, screening) of each step."""
     screens = [(fold, True) for fold in range(min(2, n_folds))]
-    return screens + [(fold, False) for fold in range(n_folds)]
+    return screens + [(fold, False) for fold in range(n_folds)][:MOST_FOLDS]
 
 
 def _worse(study: optuna.Study, trial: optuna.Trial, at: int, value: float) -> bool:

@@ -80,7 +80,17 @@ def test_version_names_the_libraries():
 
 def test_help_shows_an_example_for_every_command():
     """`--help` is where people look first."""
-    for name in ("demo", "compare", "fit", "predict", "evaluate", "report", "decide", "curate"):
+    for name in (
+        "demo",
+        "compare",
+        "fit",
+        "predict",
+        "evaluate",
+        "report",
+        "decide",
+        "curate",
+        "tune",
+    ):
         assert "Example: stacker" in run(name, "--help").stdout, name
 
 
@@ -221,3 +231,16 @@ def test_the_command_never_imports_torch():
         "assert not {'torch', 'timm', 'PIL'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_tune_fits_with_the_best_trial_and_resumes(store, tmp_path):
+    """The storage keeps finished trials; the second run adds to them and writes its model."""
+    storage, out = tmp_path / "study.db", tmp_path / "tuned"
+    first = run("tune", store, "--out", out, "--trials", 2, "--storage", storage, "--quiet")
+    assert first.exit_code == 0, first.stderr
+    assert "2 trials" in first.stdout
+    again = tmp_path / "again"
+    second = run("tune", store, "--out", again, "--trials", 3, "--storage", storage, "--quiet")
+    assert second.exit_code == 0, second.stderr
+    assert "3 trials" in second.stdout
+    assert (again / "model.json").is_file()

@@ -7,11 +7,13 @@ import sys
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from features import Stack
 from stacker import PairStacker
 from stacker.boosters import BOOSTERS
+from stacker.report import render_report
 from stacker.tuning import open_storage, study_frame, tune
 
 BLOCKS = ("probabilities", "ranks", "class_prior")
@@ -86,6 +88,21 @@ def test_n_trials_of_the_estimator_tunes_and_keeps_its_parameters(part):
     again = small(n_trials=3).fit(stack, labels, groups)
     np.testing.assert_array_equal(model.oof_proba_, again.oof_proba_)
     assert model.tuned_params_ == again.tuned_params_
+
+
+def test_a_saved_model_keeps_its_trials_and_the_report_shows_them(part, tmp_path):
+    """History, importance and every trial can be looked at without Optuna's storage."""
+    stack, labels, groups = part
+    model = small(n_trials=9).fit(stack, labels, groups)
+    model.save(tmp_path / "model")
+    loaded = PairStacker.load(tmp_path / "model")
+    pd.testing.assert_frame_equal(loaded.trials_, model.trials_, check_dtype=False)
+    assert loaded.tuned_params_ == model.tuned_params_
+    page = render_report(loaded)
+    assert "Tuning: 9 trials" in page
+    for heading in ("History", "Importance of the parameters", "Every trial"):
+        assert heading in page
+    assert "learning_rate" in page
 
 
 def test_what_the_user_sets_is_not_tuned(part):
