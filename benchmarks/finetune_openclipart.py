@@ -4,8 +4,8 @@ A. 2,000 images, efficientnet-lite0 with ImageNet weights: head only against las
    F2 (samples) of grouped out-of-fold predictions, threshold chosen on the other folds, with a
    paired bootstrap interval over split groups.
 B. `stacker curate` and back: 1,200 labelled images, 400 without labels to pick pseudo-labels from,
-   400 to score (mean of the fold networks, threshold chosen out of fold). Networks without curated
-   tables, with ``--drop``, with ``--pseudo``, with both.
+   400 to score (mean of the fold networks, threshold chosen out of fold). Heads trained without
+   curated tables, with ``--drop``, with ``--pseudo``, with both.
 
 Every step is a command that resumes, so the benchmark may be stopped and called again; with
 ``--step`` it does one thing only.
@@ -62,12 +62,12 @@ warmup = 1.0
 FINE = """
 [[stage]]
 name = "head"
-epochs = 3
+epochs = 2
 train = "head"
 lr = 3e-3
 [[stage]]
 name = "last stage"
-epochs = 6
+epochs = 4
 train = "last-stage"
 lr = 1e-3
 backbone_lr = 0.3
@@ -147,7 +147,7 @@ def train(
         "--labels", str(work / ("labels_b.csv" if part_b else "labels.csv")),
         "--metadata", str(work / "meta.csv"), "--recipe", str(recipe), "--out", str(out),
         "--store", str(store), "--model", MODEL, "--no-embeddings", "--device", "cpu",
-        "--workers", "0",
+        "--workers", "0", "--cache", str(work / "trunks"),
     ]  # fmt: skip
     for fold in given.fold:
         command += ["--fold", str(fold)]
@@ -165,7 +165,7 @@ def fine_tuned(given: argparse.Namespace) -> None:
 
 
 def plain(given: argparse.Namespace) -> None:
-    train(given, "plain", FINE, part_b=True)
+    train(given, "plain", HEAD, part_b=True)
 
 
 def curate(given: argparse.Namespace) -> None:
@@ -187,9 +187,9 @@ def curate(given: argparse.Namespace) -> None:
 
 def curated(given: argparse.Namespace) -> None:
     drop, pseudo = given.work / "curated" / "drop.csv", given.work / "pseudo.csv"
-    train(given, "drop", FINE, part_b=True, drop=drop)
-    train(given, "pseudo", FINE, part_b=True, pseudo=pseudo)
-    train(given, "both", FINE, part_b=True, drop=drop, pseudo=pseudo)
+    train(given, "drop", HEAD, part_b=True, drop=drop)
+    train(given, "pseudo", HEAD, part_b=True, pseudo=pseudo)
+    train(given, "both", HEAD, part_b=True, drop=drop, pseudo=pseudo)
 
 
 def report(given: argparse.Namespace) -> None:

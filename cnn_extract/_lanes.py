@@ -29,14 +29,14 @@ class Lanes(ThreadPoolExecutor):
 
 
 @contextmanager
-def torch_lanes() -> Iterator[Lanes]:
-    """Give a thread for each core; torch's own setting is put back at the end.
+def torch_lanes(n_lanes: int | None = None) -> Iterator[Lanes]:
+    """Give `n_lanes` threads, by default one a core; torch's setting is put back at the end.
 
     A new thread takes torch's number of threads as it is when it first computes.
     """
     torch = import_torch()
     before = torch.get_num_threads()
-    n_lanes = min(n_cores(), MOST_LANES)
+    n_lanes = n_lanes or min(n_cores(), MOST_LANES)
     torch.set_num_threads(max(1, n_cores() // n_lanes))
     lanes = Lanes(n_lanes)
     try:

@@ -82,6 +82,13 @@ def run_command(
     tta: Annotated[
         str, typer.Option(help="Test-time augmentation: none, or hflip (twice the time).")
     ] = "none",
+    precision: Annotated[
+        str, typer.Option(help="Forward pass in float32, bf16 or fp16.")
+    ] = "float32",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="torch.compile each backbone.")
+    ] = False,
     batch_size: Annotated[int, typer.Option(help="Images in a batch.")] = 16,
     workers: Workers = None,
     on_error: Annotated[
@@ -112,6 +119,9 @@ def run_command(
             seed=seed,
             size=size,
             tta=tta,
+            precision=precision,
+            device=device,
+            compile=compile_,
             batch_size=batch_size,
             workers=workers,
             on_error=on_error,
@@ -251,6 +261,10 @@ def train_command(
     fold: Annotated[
         list[int] | None, typer.Option(help="Train only this fold, from 0. Repeat for more.")
     ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="Folder for frozen stages' activations, shared by runs. Default: OUT."),
+    ] = None,
     embeddings: Annotated[
         bool, typer.Option(help="Also write embeddings and ImageNet logits of the backbone.")
     ] = True,
@@ -300,6 +314,7 @@ def train_command(
             folds=folds,
             only_folds=fold or (),
             settings=set_ or (),
+            cache=cache,
             embeddings=embeddings,
             seed=seed,
             workers=workers,
@@ -312,6 +327,51 @@ def train_command(
         )
         summary = train(request, Reporter(quiet=quiet))
         typer.echo("\n".join(summary.lines()))
+
+
+@app.command("imagenet")
+def imagenet_command(
+    images: Images,
+    model: Annotated[
+        str, typer.Option(help="timm model NAME or NAME=WEIGHTS with its ImageNet classifier.")
+    ],
+    store: Annotated[
+        Path | None, typer.Option(help="Store of the same images that gets the logits.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="CSV to write: image_id and 1,000 probabilities.")
+    ] = None,
+    size: Annotated[int | None, typer.Option(help="Input side in pixels.")] = None,
+    tta: Annotated[str, typer.Option(help="Test-time augmentation: none or hflip.")] = "none",
+    batch_size: Annotated[int, typer.Option(help="Images in a batch.")] = 16,
+    workers: Workers = None,
+    on_error: Annotated[
+        str, typer.Option(help="On an unreadable image: stop, or skip and leave it empty.")
+    ] = "stop",
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write what an ImageNet classifier says of every image, into a store or a CSV.
+
+    Example: `cnn-extract imagenet photos/ --model tf_efficientnet_lite0 --out imagenet.csv`
+    """
+    from cnn_extract._console import Reporter
+    from cnn_extract.imagenet import ImagenetRequest, write_imagenet
+
+    with exit_codes():
+        request = ImagenetRequest(
+            images=images,
+            model=model,
+            store=store,
+            out=out,
+            size=size,
+            tta=tta,
+            batch_size=batch_size,
+            workers=workers,
+            on_error=on_error,
+            force=force,
+        )
+        typer.echo(write_imagenet(request, Reporter(quiet=quiet)))
 
 
 @app.command("recipes")

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from cnn_extract._console import Reporter
 from cnn_extract._lanes import torch_lanes
+from cnn_extract._ranks import Ranks
 from cnn_extract._torchvision import import_torch
 from cnn_extract.decode import DecodePool, Inputs, Scanned, decode_inputs, in_order, scan_images
 from cnn_extract.images import ImageError, ImageSource
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from features.store import FeatureStore
 
 __all__ = [
+    "PRECISIONS",
     "Backbone",
     "Settings",
     "count_channels",
@@ -39,6 +41,10 @@ __all__ = [
 ]
 
 N_IMAGENET = 1000
+PRECISIONS = ("float32", "bf16", "fp16")
+# On a GPU one lane copies while the other computes.
+GPU_LANES = 2
+ONE = Ranks()
 LARGEST_HALF = float(np.finfo(np.float16).max)
 
 
@@ -53,11 +59,27 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a backbone runs: input side (None: the model's own), TTA, images in a batch."""
+    """How a backbone runs.
+
+    Parameters
+    ----------
+    size : int, optional
+        Input side; None: the model's own.
+    tta : {"none", "hflip"}
+    batch_size : int
+    precision : {"float32", "bf16", "fp16"}
+        Of the forward pass (A25).
+    device : {"cpu", "cuda"}
+    compile : bool
+        `torch.compile` the backbone.
+    """
 
     size: int | None = None
     tta: str = "none"
     batch_size: int = 16
+    precision: str = "float32"
+    device: str = "cpu"
+    compile: bool = False
 
 
 def count_channels(source: ImageSource) -> int:
@@ -159,45 +181,69 @@ def extract_backbone(
     *,
     n_channels: int,
     report: Reporter,
+    ranks: Ranks = ONE,
 ) -> float | None:
     """Run one backbone over all images; write its embeddings and ImageNet logits.
 
     Logits are written where the classifier is the weights' own and has 1,000 classes. Parameters
-    are as in `scan_into_store`, which must have run before.
+    are as in `scan_into_store`, which must have run before. Of several processes each fills
+    chunks of its own.
 
     Returns
     -------
     float or None
         Images a second, None when the store held everything already.
     """
-    if is_extracted(store, backbone.key):
+    done = is_extracted(store, backbone.key)
+    # All look before the first one writes, so that all go the same way.
+    ranks.wait()
+    if done:
         return None
     model = load_model(backbone.name, backbone.weights, n_channels=n_channels)
     config = input_config(model, size=settings.size, n_channels=n_channels)
-    model = _prepare(model, config, n_channels)
+    model = _prepare(model, config, n_channels, settings, ranks.local)
+    if not ranks.is_main:
+        ranks.wait()
     names = _require_arrays(store, backbone, model, config, settings)
-    chunks = open_chunks(store, names)
-    skipped = len(store.image_ids) - sum(map(len, chunks))
+    left = open_chunks(store, names)
+    if ranks.is_main:
+        ranks.wait()
+    # None of them writes before all know what is left.
+    ranks.wait()
+    chunks = ranks.share(left)
+    skipped = len(store.image_ids) - sum(map(len, left))
     if skipped:
         report.log(f"{backbone.key}: {skipped:,} images are complete and skipped")
     task = partial(decode_inputs, size=config.size, n_channels=n_channels)
     inputs = pool.map(task, _batches(chunks, settings.batch_size))
-    work = partial(_compute, model, config, settings.tta, frozenset(np.flatnonzero(store.skipped)))
+    work = partial(_compute, model, config, settings, frozenset(np.flatnonzero(store.skipped)))
     start = time.monotonic()
     n_images = sum(map(len, chunks))
-    with torch_lanes() as lanes, report.progress(backbone.key, n_images) as advance:
+    n_lanes = GPU_LANES if settings.device == "cuda" else None
+    with torch_lanes(n_lanes) as lanes, report.progress(backbone.key, n_images) as advance:
         outputs = in_order(lanes, work, inputs, ahead=lanes.n_lanes + 1)
         for chunk in chunks:
             columns = _gather_chunk(chunk, outputs, advance)
             for name, values in zip(reversed(names), columns, strict=False):
                 store.write_rows(name, chunk.start, values)
+    ranks.wait()
     return n_images / max(time.monotonic() - start, 1e-9)
 
 
-def _prepare(model: Any, config: InputConfig, n_channels: int) -> Any:
+def _prepare(
+    model: Any, config: InputConfig, n_channels: int, settings: Settings, local: int
+) -> Any:
+    """Fuse, lay out, move and compile the model."""
     torch = import_torch()
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda' is not available: torch sees no GPU; use --device cpu")
     fused: Any = fuse_norms(model, config.size, n_channels)
-    return fused.to(memory_format=torch.channels_last)
+    device = f"cuda:{local}" if settings.device == "cuda" else "cpu"
+    fused = fused.to(device, memory_format=torch.channels_last)
+    if settings.compile:
+        # The model's two halves are called apart, so they are compiled apart.
+        fused.forward_features = torch.compile(fused.forward_features)
+    return fused
 
 
 def _require_arrays(
@@ -206,7 +252,7 @@ def _require_arrays(
     """Make or resume the backbone's arrays; their names, embeddings last."""
     torch = import_torch()
     blank = torch.zeros(1, config.size, config.size, len(config.mean), dtype=torch.uint8)
-    features, logits = embed(model, blank, config)
+    features, logits = embed(model, blank, config, precision=settings.precision)
     attrs = describe(backbone, config.size, settings)
     logits_name, embeddings_name = _array_names(backbone.key)
     names = [embeddings_name]
@@ -230,6 +276,7 @@ def describe(backbone: Backbone, size: int, settings: Settings) -> dict[str, Any
         "input_size": size,
         "tta": settings.tta,
         "batch_size": settings.batch_size,
+        **({} if settings.precision == "float32" else {"precision": settings.precision}),
         "versions": {
             "torch": str(import_torch().__version__),
             "timm": timm.__version__,
@@ -239,14 +286,15 @@ def describe(backbone: Backbone, size: int, settings: Settings) -> dict[str, Any
 
 
 def _compute(
-    model: Any, config: InputConfig, tta: str, skipped: frozenset[int], part: Inputs
+    model: Any, config: InputConfig, settings: Settings, skipped: frozenset[int], part: Inputs
 ) -> tuple[NDArray[np.float16], ...]:
     """Embeddings of one batch, and logits if the model has them."""
     torch = import_torch()
     changed = [text for index, text in part.errors.items() if index not in skipped]
     if changed:
         raise ImageError(f"{changed[0]}; it was readable when this run began")
-    both = embed(model, torch.from_numpy(part.images), config, tta=tta)
+    images = torch.from_numpy(part.images)
+    both = embed(model, images, config, tta=settings.tta, precision=settings.precision)
     return tuple(_as_half(values) for values in both if values is not None)
 
 
@@ -262,4 +310,4 @@ def _gather_chunk(
 
 
 def _as_half(values: Any) -> NDArray[np.float16]:
-    return values.clamp(-LARGEST_HALF, LARGEST_HALF).half().numpy()
+    return values.clamp(-LARGEST_HALF, LARGEST_HALF).half().cpu().numpy()

@@ -15,7 +15,16 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["InputConfig", "check_model_name", "create_model", "embed", "fuse_norms", "input_config"]
+__all__ = [
+    "InputConfig",
+    "autocast",
+    "check_model_name",
+    "create_model",
+    "embed",
+    "fuse_norms",
+    "input_config",
+    "normalise",
+]
 
 # Folding changes the order of float32 sums, no more; a wrong fold is off by whole units.
 FUSE_TOLERANCE = 1e-3
@@ -98,7 +107,12 @@ def input_config(model: nn.Module, *, size: int | None, n_channels: int) -> Inpu
 
 
 def embed(
-    model: nn.Module, images: torch.Tensor, config: InputConfig, *, tta: str = "none"
+    model: nn.Module,
+    images: torch.Tensor,
+    config: InputConfig,
+    *,
+    tta: str = "none",
+    precision: str = "float32",
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Penultimate features and class logits of one batch, from one pass of the backbone.
 
@@ -110,6 +124,8 @@ def embed(
         Mean and std to normalise with.
     tta : {"none", "hflip"}, default="none"
         With "hflip" the features and the logits of the image and of its mirror image are averaged.
+    precision : {"float32", "bf16", "fp16"}, default="float32"
+        Of the forward pass (A25); the means are taken in float32.
 
     Returns
     -------
@@ -119,20 +135,33 @@ def embed(
     torch = import_torch()
     from cnn_extract.transforms import VIEWS
 
-    batch = _normalise(images, config)
+    device = next(iter(model.parameters())).device
+    batch = normalise(images.to(device, non_blocking=True), config)
     views = [batch if view == "plain" else batch.flip(3) for view in VIEWS[tta]]
     with torch.inference_mode():
-        outputs = [_forward(model, view) for view in views]
-        features = torch.stack([f for f, _ in outputs]).mean(0)
-        logits = [one for _, one in outputs if one is not None]
+        with autocast(device, precision):
+            outputs = [_forward(model, view) for view in views]
+        features = torch.stack([f.float() for f, _ in outputs]).mean(0)
+        logits = [one.float() for _, one in outputs if one is not None]
         return features, torch.stack(logits).mean(0) if logits else None
 
 
-def _normalise(images: torch.Tensor, config: InputConfig) -> torch.Tensor:
+def autocast(device: Any, precision: str) -> Any:
+    """Context in which a forward pass runs in this precision; float32 changes nothing."""
+    torch = import_torch()
+    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return torch.autocast(
+        str(device).partition(":")[0],
+        dtype=kinds.get(precision, torch.bfloat16),
+        enabled=precision in kinds,
+    )
+
+
+def normalise(images: torch.Tensor, config: InputConfig) -> torch.Tensor:
     """Scale to the model's mean and std; the result is channels_last, as the images come."""
     as_tensor = import_torch().tensor
-    mean = as_tensor(config.mean).view(1, -1, 1, 1) * 255
-    scale = as_tensor(config.std).view(1, -1, 1, 1) * 255
+    mean = as_tensor(config.mean, device=images.device).view(1, -1, 1, 1) * 255
+    scale = as_tensor(config.std, device=images.device).view(1, -1, 1, 1) * 255
     return images.permute(0, 3, 1, 2).float().sub_(mean).div_(scale)
 
 

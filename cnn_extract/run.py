@@ -15,8 +15,10 @@ import numpy as np
 import pandas as pd
 
 from cnn_extract._console import Reporter, clock
+from cnn_extract._ranks import Ranks, this_rank
 from cnn_extract.decode import DecodePool, n_cores
 from cnn_extract.extract import (
+    PRECISIONS,
     Backbone,
     Settings,
     count_channels,
@@ -74,6 +76,11 @@ class Request:
     size : int, optional
         Input side of every model; default: each model's own.
     tta : {"none", "hflip"}
+    precision : {"float32", "bf16", "fp16"}
+        Of the backbones' forward pass (A25).
+    device : {"cpu", "cuda"}
+    compile : bool
+        `torch.compile` the backbones.
     batch_size : int
     workers : int, optional
         Processes that decode; default: one a core; 0: none but this one.
@@ -92,6 +99,9 @@ class Request:
     seed: int = 0
     size: int | None = None
     tta: str = "none"
+    precision: str = "float32"
+    device: str = "cpu"
+    compile: bool = False
     batch_size: int = 16
     workers: int | None = None
     on_error: str = "stop"
@@ -144,9 +154,14 @@ def run(request: Request, report: Reporter | None = None) -> Summary:
     ValueError, OSError
         For bad input; the message names the file, image, class or model.
     """
+    from features.store import FeatureStore
+
     start = time.monotonic()
-    report = report or Reporter()
     _check(request)
+    ranks = this_rank(request.device)
+    report = report or Reporter()
+    if not ranks.is_main:
+        report = Reporter(quiet=True)
     _refuse_foreign(request)
     source = open_images(request.images)
     labels = read_labels(
@@ -156,9 +171,17 @@ def run(request: Request, report: Reporter | None = None) -> Summary:
     metadata = metadata_of(request, source.ids)
     backbones = parse_models(request.models)
     settings = _fingerprint(request, source, labels, metadata, backbones)
-    store = _prepare_store(request, source, labels, metadata, settings, report)
-    summary = _fill(request, store, source, backbones, report)
-    store.update_attrs({ATTRIBUTE: {"settings": settings, "complete": True}})
+    if ranks.is_main:
+        store = _prepare_store(request, source, labels, metadata, settings, report)
+    ranks.wait()
+    if not ranks.is_main:
+        store = FeatureStore.open(request.out, "r+")
+    # Opening removes what killed writers left: all are open before one writes.
+    ranks.wait()
+    summary = _fill(request, store, source, backbones, report, ranks)
+    if ranks.is_main:
+        store.update_attrs({ATTRIBUTE: {"settings": settings, "complete": True}})
+    ranks.wait()
     summary.seconds = time.monotonic() - start
     return summary
 
@@ -177,6 +200,8 @@ def _check(request: Request) -> None:
             raise ValueError(f"{name} must be at least {least[name]}; got {value}")
     for name, value, allowed in (
         ("tta", request.tta, tuple(VIEWS)),
+        ("precision", request.precision, PRECISIONS),
+        ("device", request.device, ("cpu", "cuda")),
         ("on_error", request.on_error, ("stop", "skip")),
     ):
         if value not in allowed:
@@ -249,6 +274,8 @@ def _fingerprint(
         "tta": request.tta,
         "batch_size": request.batch_size,
         "chunk_images": request.chunk_images,
+        # Left out where it is the usual one: stores begun before there was a choice stay valid.
+        **({} if request.precision == "float32" else {"precision": request.precision}),
     }
 
 
@@ -358,16 +385,24 @@ def _fill(
     source: ImageSource,
     backbones: Sequence[Backbone],
     report: Reporter,
+    ranks: Ranks,
 ) -> Summary:
     """Statistics, backbones, heads; whatever is complete is skipped."""
     summary = Summary(str(request.out), store.n_images, int(store.labels_known.sum()))
-    settings = Settings(request.size, request.tta, request.batch_size)
+    settings = Settings(
+        size=request.size,
+        tta=request.tta,
+        batch_size=request.batch_size,
+        precision=request.precision,
+        device=request.device,
+        compile=request.compile,
+    )
     n_channels = count_channels(source)
     workers = n_cores() if request.workers is None else request.workers
     with DecodePool(source, workers) as pool:
         if _has_statistics(store):
             summary.already.append("image_stats")
-        else:
+        elif ranks.is_main:
             scan_into_store(
                 store,
                 pool,
@@ -376,15 +411,16 @@ def _fill(
                 batch_size=request.batch_size,
                 report=report,
             )
+        ranks.wait()
         for backbone in backbones:
             rate = extract_backbone(
-                store, pool, backbone, settings, n_channels=n_channels, report=report
+                store, pool, backbone, settings, n_channels=n_channels, report=report, ranks=ranks
             )
             if rate is None:
                 summary.already.append(backbone.key)
             else:
                 summary.rates[backbone.key] = rate
-    for backbone in backbones:
+    for backbone in backbones if ranks.is_main else ():
         for head in request.heads:
             name = f"{backbone.key}.{head}"
             if not write_head(store, backbone.key, head, seed=request.seed, report=report):

@@ -24,7 +24,7 @@ class Curves:
     report : Reporter
         Gets a line an epoch.
     tensorboard : Path, optional
-        Folder for TensorBoard's event files.
+        Folder for the event files of this network.
     """
 
     report: Reporter
@@ -43,7 +43,7 @@ class Curves:
             f"held out {last['val_loss']:.4f}, F2 {last['val_f2']:.4f}, {last['seconds']:.1f} s"
         )
         if self.tensorboard is not None:
-            _write_events(self.tensorboard / folder.name, log)
+            _write_events(self.tensorboard, log)
 
 
 def _write_events(folder: Path, log: Sequence[Mapping[str, Any]]) -> None:

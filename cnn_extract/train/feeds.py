@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from cnn_extract._torchvision import import_torch
 from cnn_extract.decode import DecodePool
-from cnn_extract.models import InputConfig
+from cnn_extract.models import InputConfig, normalise
 from cnn_extract.train.augment import View, decode_views
-from cnn_extract.train.networks import normalise
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +27,10 @@ class Feed(Protocol):
     """Gives the network's input for images, batch by batch."""
 
     def batches(self, batches: Iterable[Sequence[View]]) -> Iterator[torch.Tensor]:
-        """One tensor, on the device, for each batch of views."""
+        """Give one tensor, on the device, for each batch of views."""
+
+    def mirror(self, views: Sequence[View], batch: torch.Tensor) -> torch.Tensor:
+        """Give the input for the mirror images of plain views whose own input is `batch`."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,10 @@ class ImageFeed:
         for images in self.pool.map(task, batches):
             batch = torch.from_numpy(images)
             yield normalise(batch.to(self.device, non_blocking=True), self.config)
+
+    def mirror(self, views: Sequence[View], batch: torch.Tensor) -> torch.Tensor:
+        """Mirror the images left to right."""
+        return batch.flip(3)
 
 
 def views_of(rows: NDArray[np.intp], seeds: NDArray[np.uint64] | None = None) -> list[View]:

@@ -203,8 +203,9 @@ def _run_epoch(job: Job, running: _Running, number: int, epoch: int, progress: P
     draw, torch_seed = seeds.spawn(2)
     rng = np.random.default_rng(draw)
     order = draw_epoch(job.samples, job.recipe.sampling, rng, progress.losses)
-    steps = split_steps(order, _effective(job.recipe))
     rank, n_ranks = job.accelerator.process_index, job.accelerator.num_processes
+    # A last step of fewer images than processes would leave one of them waiting for ever.
+    steps = [s for s in split_steps(order, _effective(job.recipe)) if len(s) >= n_ranks]
     plan = [_micro_batches(step, job.recipe.batch.size, rank, n_ranks) for step in steps]
     view_seeds = rng.integers(0, 2**63, len(order), dtype=np.uint64)
     feed = _feed_plan(job, plan, steps, view_seeds)

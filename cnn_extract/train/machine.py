@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from cnn_extract._torchvision import import_torch
@@ -9,7 +10,7 @@ from cnn_extract._torchvision import import_torch
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["autocast", "make_accelerator", "sum_over_ranks"]
+__all__ = ["main_first", "make_accelerator", "sum_over_ranks"]
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -46,19 +47,13 @@ def make_accelerator(device: str, precision: str) -> Any:
     return Accelerator(cpu=on_cpu, mixed_precision=precision)
 
 
+def main_first(accelerator: Any) -> Any:
+    """Context that the main process goes through before the others."""
+    return accelerator.main_process_first() if accelerator.num_processes > 1 else nullcontext()
+
+
 def sum_over_ranks(accelerator: Any, values: torch.Tensor) -> torch.Tensor:
     """Sum of a tensor over all processes; the tensor itself where there is one."""
     if accelerator.num_processes == 1:
         return values
     return accelerator.reduce(values.to(accelerator.device), reduction="sum").cpu()
-
-
-def autocast(device: Any, precision: str) -> Any:
-    """Context in which a forward pass runs in this precision; float32 changes nothing."""
-    torch = import_torch()
-    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    return torch.autocast(
-        str(device).partition(":")[0],
-        dtype=kinds.get(precision, torch.bfloat16),
-        enabled=precision in kinds,
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
 
     from cnn_extract.train.recipe import ModelRecipe
 
-__all__ = ["make_network", "network_input", "normalise"]
+__all__ = ["FEATURES", "make_network", "network_input", "without_trunk"]
+
+# Where training begins when only the head is trained.
+FEATURES = "features"
 
 
 def make_network(
@@ -108,17 +112,68 @@ def _network(backbone: Any, head: Any, reader: Any) -> Any:
             super().__init__()
             self.backbone = backbone
             self.head = head
+            self.begin_at(None)
+
+        def begin_at(self, cut: str | None) -> None:
+            """Take what arrives at a module, or the features, in place of images."""
+            # Not registered: the tail shares the backbone's modules, in copies of the network too.
+            tail = cut and cut != FEATURES and without_trunk(self.backbone, cut)
+            self.__dict__["_cut"], self.__dict__["_tail"] = cut, tail
 
         def features(self, batch: torch.Tensor) -> torch.Tensor:
-            """What the head reads, (n_images, width)."""
+            """Give what the head reads, (n_images, width)."""
             read: torch.Tensor = reader(self.backbone, batch)
             return read
 
         def forward(self, batch: torch.Tensor) -> torch.Tensor:
-            logits: torch.Tensor = self.head(self.features(batch))
+            cut = self.__dict__["_cut"]
+            if cut == FEATURES:
+                return self._logits(batch)
+            return self._logits(
+                reader(self.__dict__["_tail"], batch) if cut else self.features(batch)
+            )
+
+        def _logits(self, features: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.head(features)
             return logits
 
     return Network()
+
+
+def without_trunk(backbone: Any, cut: str) -> Any:
+    """Share a backbone's modules from `cut` on; what comes before lets everything through.
+
+    Parameters
+    ----------
+    backbone : timm model
+    cut : str
+        A module by name, such as "layer4" or "blocks.6".
+    """
+    first, _, number = cut.partition(".")
+    tail = _shallow(backbone)
+    for name in list(tail._modules):
+        if name == first:
+            break
+        tail._modules[name] = _through()
+    if number:
+        blocks = _shallow(tail._modules[first])
+        for name in list(blocks._modules):
+            if name == number:
+                break
+            blocks._modules[name] = _through()
+        tail._modules[first] = blocks
+    return tail
+
+
+def _shallow(module: Any) -> Any:
+    """Copy a module that shares its parts with the original."""
+    made = copy.copy(module)
+    made._modules = dict(module._modules)
+    return made
+
+
+def _through() -> Any:
+    return import_torch().nn.Identity()
 
 
 def network_input(
@@ -139,11 +194,3 @@ def network_input(
         return config
     mean, std = collected
     return InputConfig(config.size, tuple(mean), tuple(std))
-
-
-def normalise(images: torch.Tensor, config: InputConfig) -> torch.Tensor:
-    """Scale uint8 (n, height, width, channels) images to mean 0 and std 1: (n, channels, ...)."""
-    torch = import_torch()
-    mean = torch.tensor(config.mean, device=images.device).view(1, -1, 1, 1) * 255
-    std = torch.tensor(config.std, device=images.device).view(1, -1, 1, 1) * 255
-    return images.permute(0, 3, 1, 2).float().sub_(mean).div_(std)

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnn_extract._torchvision import import_torch
+from cnn_extract.models import autocast
 from cnn_extract.train.feeds import Feed, views_of
 from cnn_extract.train.losses import to_probabilities
-from cnn_extract.train.machine import autocast
 
 if TYPE_CHECKING:
     import torch
@@ -88,18 +88,18 @@ def predict_rows(
     torch = import_torch()
     parts = [rows[k : k + batch_size] for k in range(0, len(rows), batch_size)]
     kinds = 1 + recipe.views
-    batches = (views_of(part, _seeds(part, v, seed)) for part in parts for v in range(kinds))
-    inputs = feed.batches(batches)
+    plan = [[views_of(part, _seeds(part, v, seed)) for v in range(kinds)] for part in parts]
+    inputs = feed.batches(views for each in plan for views in each)
     made = np.empty((len(rows), len(class_group)), dtype=np.float32)
     done = 0
-    for part in parts:
+    for part, views in zip(parts, plan, strict=True):
         logits = []
         with torch.inference_mode(), autocast(device, recipe.precision):
             for kind in range(kinds):
                 batch = next(inputs)
                 logits.append(network(batch))
                 if recipe.hflip and kind == 0:
-                    logits.append(network(batch.flip(3)))
+                    logits.append(network(feed.mirror(views[0], batch)))
         probs = average_views(logits, class_group, mean=recipe.mean, softmax=softmax)
         made[done : done + len(part)] = probs.cpu().numpy()
         done += len(part)

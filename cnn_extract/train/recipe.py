@@ -322,6 +322,11 @@ def refuse_contradictions(recipe: Recipe, where: str) -> None:
             f"{where}: stages with a softmax loss ({', '.join(_SOFTMAX)}) and with a loss of "
             f"single classes do not go together: their outputs mean different things"
         )
+    if recipe.input.cache_trunk and _has_chance(recipe.input):
+        raise ValueError(
+            f"{where}: [input] cache_trunk needs an input without chance but mirroring: crop "
+            f"'if-needed' or 'squash', and no rotate, light, noise, erase, mixup, cutmix, vflip"
+        )
     if recipe.distill.weight and True in softmax:
         raise ValueError(f"{where}: [distill] needs a loss of single classes, such as bce")
     if recipe.batch.effective and recipe.batch.effective < recipe.batch.size:
@@ -329,3 +334,11 @@ def refuse_contradictions(recipe: Recipe, where: str) -> None:
             f"{where}: [batch] effective must be at least size = {recipe.batch.size}; got "
             f"{recipe.batch.effective}"
         )
+
+
+def _has_chance(given: InputRecipe) -> bool:
+    drawn = (
+        *(given.rotate, given.brightness, given.contrast, given.gamma, given.noise),
+        *(given.erase, given.mixup, given.cutmix, given.vflip),
+    )
+    return any(drawn) or given.crop not in ("if-needed", "squash")

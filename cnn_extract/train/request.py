@@ -61,6 +61,9 @@ class TrainRequest:
         Changes of the recipe, each ``table.key=value``.
     embeddings : bool
         Also write embeddings and ImageNet logits of the pretrained backbone.
+    cache : Path, optional
+        Folder for the activations of frozen stages (``input.cache_trunk``), which runs on the same
+        images share; default: `out`.
     device : {"auto", "cpu", "cuda"}
     """
 
@@ -87,6 +90,7 @@ class TrainRequest:
     only_folds: Sequence[int] = ()
     settings: Sequence[str] = ()
     embeddings: bool = True
+    cache: Path | None = None
     seed: int = 0
     workers: int | None = None
     device: str = "auto"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from cnn_extract.extract import Backbone, Settings, extract_backbone
 from cnn_extract.run import RefusedError
 from cnn_extract.train.checkpoint import write_text
 from cnn_extract.train.data import TrainData, load_data
-from cnn_extract.train.machine import make_accelerator
+from cnn_extract.train.machine import main_first, make_accelerator
 from cnn_extract.train.recipe import Recipe
 from cnn_extract.train.request import TrainRequest, TrainSummary, resolve_recipe
 from cnn_extract.train.store import write_predictions
@@ -45,20 +44,19 @@ def train(request: TrainRequest, report: Reporter | None = None) -> TrainSummary
     accelerator = make_accelerator(request.device, recipe.batch.precision)
     if not accelerator.is_main_process:
         report = Reporter(quiet=True)
-    with _main_first(accelerator):
+    with main_first(accelerator):
         data = load_data(request, recipe, report, write=accelerator.is_main_process)
         settings = _fingerprint(request, recipe, weights, data)
         if accelerator.is_main_process:
+            _refuse_other_model(request, recipe, weights, data)
             _prepare_folder(request, recipe, settings, str(data.store.path), report)
+    # Opening a store removes what killed writers left: all are open before one writes.
+    accelerator.wait_for_everyone()
     summary = _train_all(request, recipe, weights, data, accelerator, report)
     if accelerator.is_main_process:
         _write_note(request.out, settings, summary.store, complete=summary.complete)
     summary.seconds = time.monotonic() - start
     return summary
-
-
-def _main_first(accelerator: Any) -> Any:
-    return accelerator.main_process_first() if accelerator.num_processes > 1 else nullcontext()
 
 
 def _fingerprint(
@@ -115,6 +113,22 @@ def _prepare_folder(
     _write_note(request.out, settings, store, complete=False)
 
 
+def _refuse_other_model(
+    request: TrainRequest, recipe: Recipe, weights: Weights, data: TrainData
+) -> None:
+    """Refuse a name that another run's model has in the store, before days of training."""
+    name = request.name or recipe.name
+    array = f"probabilities/{name}"
+    if name not in data.store.models or array not in data.store.array_names:
+        return
+    made, asked = data.store.array_attrs(array), _attrs(recipe, weights, request)
+    if any(made.get(key) != asked[key] for key in ("recipe", "weights", "sha256", "seed")):
+        raise RefusedError(
+            f"{data.store.path} has a model {name!r} of another recipe; choose another name with "
+            f"--name, or another --store"
+        )
+
+
 def _foreign(out: Path) -> list[Path]:
     """List what lies in the folder beside the store, which is made before the note."""
     return [entry for entry in out.iterdir() if entry.name != "store"]
@@ -126,6 +140,8 @@ def _remove_networks(out: Path) -> None:
     for name in names:
         for path in out.glob(f"fold*/**/{name}"):
             path.unlink()
+    for path in out.glob("trunk-*.npy"):
+        path.unlink()
 
 
 def _write_note(out: Path, settings: Mapping[str, Any], store: str, *, complete: bool) -> None:

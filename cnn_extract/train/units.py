@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,17 @@ from cnn_extract.decode import DecodePool
 from cnn_extract.train.checkpoint import read_model
 from cnn_extract.train.curves import Curves
 from cnn_extract.train.data import TrainData
-from cnn_extract.train.feeds import Feed, ImageFeed
+from cnn_extract.train.feeds import Feed, ImageFeed, views_of
 from cnn_extract.train.loop import Job, train_network
 from cnn_extract.train.losses import SOFTMAX, columns_of, group_weights
+from cnn_extract.train.machine import main_first
 from cnn_extract.train.mixing import seeded
 from cnn_extract.train.networks import make_network, network_input
 from cnn_extract.train.predict import predict_rows
 from cnn_extract.train.recipe import Recipe, Stage
 from cnn_extract.train.request import TrainRequest
 from cnn_extract.train.samples import Samples
+from cnn_extract.train.trunk import TrunkFeed, check_cut, cut_point, keep_activations
 from cnn_extract.weights import Weights
 
 __all__ = ["Trainer", "Unit", "list_units", "read_predictions", "unit_stages"]
@@ -113,6 +116,8 @@ class Trainer:
     report: Reporter
 
     def __post_init__(self) -> None:
+        self.cut: str | None = None
+        self.trunk_feed: Feed | None = None
         self.config = network_input(
             self.recipe.model.name,
             size=self.recipe.size,
@@ -125,6 +130,8 @@ class Trainer:
         folder = self.request.out / unit.folder
         if (folder / PREDICTIONS).is_file():
             return f"{unit.folder}: complete already"
+        if self.recipe.input.cache_trunk:
+            self._keep_trunk()
         start = time.monotonic()
         stages = unit_stages(self.recipe, unit, self.data.class_group)
         n_shared = next((k for k, s in enumerate(stages) if s.domain == "each"), len(stages))
@@ -252,12 +259,13 @@ class Trainer:
             "model": self.recipe.as_dict()["model"],
             "n_images": len(samples),
         }
-        board = self.request.out / "tensorboard" if self.request.tensorboard else None
+        inside = folder.relative_to(self.request.out)
+        board = self.request.out / "tensorboard" / inside if self.request.tensorboard else None
         job = Job(
             recipe=self.recipe,
             stages=stages,
             network=network,
-            feed=self._feed(),
+            feed=self.trunk_feed or self._feed(),
             samples=samples,
             held_out=held_out,
             class_group=self._groups(unit),
@@ -265,14 +273,66 @@ class Trainer:
             seed=self._seed(unit, track),
             accelerator=self.accelerator,
             report=self.report,
-            name=str(folder.relative_to(self.request.out)),
+            name=str(inside),
             curves=Curves(self.report, board),
             about=about,
         )
-        return train_network(job)
+        network.begin_at(self.cut)
+        made = train_network(job)
+        network.begin_at(None)
+        made.begin_at(None)
+        return made
+
+    def _keep_trunk(self) -> None:
+        """Run the frozen stages over all images, once for all networks of the run."""
+        if self.trunk_feed is not None:
+            return
+        if self.request.init is not None or self.recipe.batch.compile:
+            raise ValueError("[input] cache_trunk goes neither with --init nor with batch.compile")
+        recipe, device = self.recipe, self.accelerator.device
+        unit = list_units(recipe, self.data)[0]
+        network = self._network(unit, self.data.samples.columns(unit.columns)).to(device).eval()
+        self.cut = cut_point(recipe, network.backbone)
+        rows = np.flatnonzero(self.data.readable)
+        check_cut(network, self.cut, next(self._feed().batches([views_of(rows[:2])])))
+        with main_first(self.accelerator):
+            kept = keep_activations(
+                network,
+                self._feed(),
+                rows,
+                len(self.data.fold),
+                self._trunk_path(),
+                cut=self.cut,
+                flips=recipe.input.hflip > 0,
+                batch_size=recipe.batch.size,
+                report=self.report,
+            )
+        self.trunk_feed = TrunkFeed(kept, recipe.input.hflip, device)
 
     def _feed(self) -> Feed:
         return ImageFeed(self.pool, self.recipe.input, self.config, self.accelerator.device)
+
+    def _trunk_path(self) -> Path:
+        """Name the file by everything that the activations depend on: runs may share it."""
+        told = {
+            "images": self.data.fingerprint["images"],
+            "model": [self.recipe.model.name, self.recipe.model.partial_conv],
+            "weights": [self.weights.kind, self.weights.sha256()],
+            "seed": self.request.seed if self.weights.kind == "none" else None,
+            "input": [asdict(self.config), self.recipe.input.crop, self.recipe.input.limit],
+            "cut": [self.cut, self.recipe.model.reads, self.recipe.input.hflip > 0],
+        }
+        key = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+        folder = self.request.cache or self.request.out
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"trunk-{key}.npy"
+
+    @property
+    def _kept_will_do(self) -> bool:
+        """Whether the activations that training kept are those that prediction needs."""
+        asked, given = self.recipe.predict, self.recipe.input
+        whole = asked.views == 0 and asked.precision == "float32"
+        return self.trunk_feed is not None and whole and (given.hflip > 0 or not asked.hflip)
 
     @property
     def _softmax(self) -> bool:
@@ -282,10 +342,15 @@ class Trainer:
         """Predict images, each process its share."""
         rank, n_ranks = self.accelerator.process_index, self.accelerator.num_processes
         mine = rows[rank::n_ranks]
+        feed = self._feed()
+        if self._kept_will_do:
+            assert self.trunk_feed is not None
+            feed = self.trunk_feed
+            network.begin_at(self.cut)
         with self.report.progress(f"{unit.folder} predict", len(mine)) as advance:
             probs = predict_rows(
                 network,
-                self._feed(),
+                feed,
                 mine,
                 self.recipe.predict,
                 self._groups(unit),
@@ -295,6 +360,7 @@ class Trainer:
                 seed=self.request.seed,
                 advance=advance,
             )
+        network.begin_at(None)
         if n_ranks == 1:
             return probs
         return self._gather(probs, len(rows))

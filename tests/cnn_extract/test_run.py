@@ -309,3 +309,21 @@ def test_exit_codes_and_streams(make_set, request_for):
     forced = command(request, "--force", "--quiet")
     assert forced.exit_code == 0
     assert forced.stderr == ""
+
+
+def test_half_precision_is_asked_for_by_name_and_recorded(make_set, request_for, silent, tmp_path):
+    """A25: --precision does nothing, or nobody can tell how embeddings were made."""
+    folder, labels, _ = make_set(8)
+    full = request_for(folder, labels)
+    half = request_for(folder, labels, precision="bf16", out=tmp_path / "half")
+    run(full, silent)
+    run(half, silent)
+    one, two = (FeatureStore.open(r.out) for r in (full, half))
+    name = one.embedding_names[0]
+    a, b = (s.embeddings(name).astype(np.float64) for s in (one, two))
+    assert (a != b).any()
+    np.testing.assert_allclose(a, b, rtol=0.1, atol=0.1 * np.abs(a).max())
+    assert two.array_attrs(f"embeddings/{name}")["precision"] == "bf16"
+    assert "precision" not in one.array_attrs(f"embeddings/{name}")
+    with pytest.raises(ValueError, match="precision must be one of float32, bf16, fp16"):
+        run(request_for(folder, labels, precision="int4", out=tmp_path / "x"), silent)

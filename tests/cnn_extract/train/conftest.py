@@ -1,4 +1,4 @@
-"""Makers for the training tests: small samples, feeds and networks without images."""
+"""Makers for the training tests: samples, feeds and networks without images; tiny runs."""
 
 import csv
 import zipfile
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy.sparse import csr_array
 
 from cnn_extract._console import Reporter
@@ -14,9 +15,11 @@ from cnn_extract.train.curves import Curves
 from cnn_extract.train.loop import Job
 from cnn_extract.train.machine import make_accelerator
 from cnn_extract.train.networks import make_network
+from cnn_extract.train.request import TrainRequest
 from cnn_extract.train.samples import Samples
 from cnn_extract.train.toml import parse_recipe
 from cnn_extract.weights import Weights
+from features.store import FeatureStore
 from stacker.datasets import load_openclipart
 
 TINY = "test_resnet"
@@ -52,6 +55,9 @@ class ArrayFeed:
         for views in batches:
             self.seen.append(list(views))
             yield self.images[[view.index for view in views]].clone()
+
+    def mirror(self, views, batch):
+        return batch.flip(3)
 
 
 @pytest.fixture
@@ -146,4 +152,62 @@ def write_table(path, header, lines):
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(lines)
+    return path
+
+
+RECIPE = """
+folds = 2
+[batch]
+size = 8
+[input]
+crop = "squash"
+[[stage]]
+epochs = 1
+train = "head"
+lr = 0.01
+[[stage]]
+epochs = 1
+train = "all"
+lr = 0.001
+"""
+
+
+@pytest.fixture
+def request_of(tmp_path, make_set):
+    """Make a request for a tiny run."""
+
+    def make(text=RECIPE, n_images=16, n_labelled=None, **changes):
+        folder, labels, _ = make_set(n_images, n_labelled)
+        recipe = tmp_path / "mine.toml"
+        recipe.write_text(text)
+        given = {
+            "images": folder,
+            "labels": labels,
+            "recipe": str(recipe),
+            "out": tmp_path / "out",
+            "model": "test_resnet=none",
+            "size": 32,
+            "workers": 0,
+            "device": "cpu",
+            "chunk_images": 8,
+        }
+        return TrainRequest(**(given | changes))
+
+    return make
+
+
+def store_of(request):
+    return FeatureStore.open(request.store or request.out / "store")
+
+
+def probs_of(request, name="mine"):
+    return store_of(request).probability_array(name)
+
+
+def train_checkpoint(tmp_path):
+    """Write a checkpoint of a tiny model, as a user would have one."""
+    from cnn_extract._torchvision import import_timm
+
+    path = tmp_path / "weights.pth"
+    torch.save(import_timm().create_model("test_resnet").state_dict(), path)
     return path

@@ -218,3 +218,12 @@ def test_gradients_are_clipped(make_job):
     end = trained(make_job, text)
     length = sum(((end[n] - start[n]) ** 2).sum() for n in ("head.1.weight", "head.1.bias"))
     assert length.sqrt().item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_compiling_is_asked_of_torch(make_job, monkeypatch):
+    """`compile` is accepted and ignored."""
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
+    job = make_job("[batch]\nsize = 12\ncompile = true\n[[stage]]\nepochs = 1\n", LABELS)
+    train_network(job)
+    assert compiled == [job.network]

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from cnn_extract._torchvision import import_timm
-from cnn_extract.models import InputConfig
-from cnn_extract.train.networks import make_network, network_input, normalise
+from cnn_extract.models import InputConfig, normalise
+from cnn_extract.train.networks import make_network, network_input
 from cnn_extract.train.recipe import ModelRecipe
 from cnn_extract.weights import Weights
 
@@ -90,3 +90,18 @@ def test_normalise_gives_mean_zero_and_std_one(rng):
     assert batch.shape == (4, 2, 8, 8)
     torch.testing.assert_close(batch.mean((0, 2, 3)), torch.zeros(2), atol=1e-5, rtol=0)
     torch.testing.assert_close(batch.std((0, 2, 3), correction=0), torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "efficientnet_b2", "efficientnet_b5", "densenet201", "seresnext101_32x4d",
+        "pnasnet5large", "nasnetalarge", "legacy_senet154", "resnet101", "resnet152",
+        "densenet121",
+    ],
+)  # fmt: skip
+def test_named_architectures_are_timms(name):
+    """C6, D6: an architecture of the winners is not to be had by its name."""
+    config = network_input(name, size=64, n_channels=3)
+    assert config.size == 64
+    assert len(config.mean) == 3
