@@ -268,6 +268,8 @@ def test_memory_and_threads_may_change_when_resuming(store, pairs, begun):
         (["--candidates", "category=3"], "must name every class group once"),
         (["--candidates", "many"], "must be auto, all, a number, threshold=0.01, or group=number"),
         (["--candidates", "0"], "at least 1"),
+        (["--negatives", "0"], "negatives must be a share, above 0 up to 1"),
+        (["--candidates", "threshold=7.5"], "0 <= threshold < 1"),
         (["--max-memory", "lots"], "max_memory must be bytes or like '4GB'"),
     ],
 )
@@ -403,3 +405,15 @@ def test_topk_predictions_and_classes_without_groups_go_through(make_store, tmp_
     frame = pd.read_parquet(tmp_path / "pairs")
     assert set(frame["class"]) == {"c0", "c1", "c2", "c3"}
     assert re.search(r"^\(none\) +4 ", done.stdout, re.MULTILINE)
+
+
+def test_thresholds_and_thinned_negatives_reach_the_folder(store, tmp_path):
+    """An option that is read but not handed on changes nothing."""
+    out = tmp_path / "pairs"
+    done = run(
+        store, "--out", out, "--candidates", "threshold=0.2", "--negatives", "0.5", *FAST[:2]
+    )
+    assert done.exit_code == 0, done.stderr
+    frame = pd.read_parquet(out)
+    assert set(frame["weight"]) == {1.0, 2.0}
+    assert frame.groupby("image_id").size().nunique() > 1

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from dataclasses import replace
 
 import duckdb
 import numpy as np
@@ -10,17 +11,21 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy.sparse import csr_array
 
 from features import _pair_folder
 from features.assemble import PairFeatures
 from features.parquet import (
     PairRows,
     feature_matrix,
+    image_ranges,
     label_at,
     pair_columns,
     read_pairs,
+    uniform,
     write_pairs,
 )
+from features.schema import Stack
 
 BLOCKS = ("probabilities", "combinations", "ranks", "class_prior", "cooccurrence", "neighbours")
 
@@ -248,3 +253,72 @@ def test_labels_of_rows_equal_the_dense_matrix(rng, slice_labels):
     image, cls = rng.integers(100, 300, 500), rng.integers(0, 60, 500).astype(np.int32)
     expected = slice_labels.toarray()[image, cls]
     np.testing.assert_array_equal(label_at(slice_labels, image, cls), expected)
+
+
+@pytest.fixture(scope="module")
+def thinned(rows, tmp_path_factory):
+    """Write the rows with a quarter of the negatives: (folder, frame)."""
+    path = tmp_path_factory.mktemp("thinned") / "pairs"
+    some = replace(rows, negatives=0.25)
+    done = write_pairs(path, some, settings={"a": 1}, rows_per_part=60)
+    frame = pd.read_parquet(path)
+    assert done.n_rows == len(frame) == some.indptr[-1]
+    return path, frame
+
+
+def test_thinned_negatives_weigh_for_those_left_out(folder, thinned):
+    """A model trained on the rows would believe that a class is four times as frequent."""
+    whole, frame = pd.read_parquet(folder), thinned[1]
+    keys = ["image_id", "class"]
+    kept = whole.merge(frame[[*keys, "weight"]], on=keys, how="left")["weight"]
+    negative = (whole["label"] == 0).to_numpy()
+    assert (kept[~negative] == 1).all()
+    assert set(kept[negative].dropna()) == {4.0}
+    share = kept[negative].notna().mean()
+    spread = 4 * np.sqrt(0.25 * 0.75 / negative.sum())
+    assert share == pytest.approx(0.25, abs=spread)
+    assert "weight" not in whole
+    names = [name for name in frame if ":" in name]
+    same = whole[kept.notna().to_numpy()][names].reset_index(drop=True)
+    pd.testing.assert_frame_equal(frame[names], same)
+
+
+@pytest.mark.parametrize("rows_per_part", [20, 300])
+def test_which_negatives_stay_depends_on_the_pair_alone(rows, thinned, tmp_path, rows_per_part):
+    """Draws that follow parts or batches would differ between a resumed and a whole run."""
+    some = replace(rows, negatives=0.25)
+    write_pairs(tmp_path / "pairs", some, settings={"a": 1}, rows_per_part=rows_per_part)
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "pairs"), thinned[1])
+
+
+def test_draws_of_keys_are_even(rng):
+    """A poor mix of the key's bits would keep some classes' negatives and no others'."""
+    drawn = uniform(np.arange(200_000))
+    assert ((drawn >= 0) & (drawn < 1)).all()
+    counts = np.histogram(drawn, 20, (0, 1))[0]
+    assert np.abs(counts - 10_000).max() < 500
+    by_class = drawn.reshape(-1, 100).mean(axis=0)
+    assert np.abs(by_class - 0.5).max() < 0.03
+
+
+def test_a_top_k_store_has_the_rows_it_says(small_stack, slice_labels, slice_fold, tmp_path):
+    """Top-k images differ in rows: bounds per image wrote wrong counts and small parts."""
+    sparse = {
+        m: csr_array(np.where(p > 0.05, p, 0).astype(np.float32))
+        for m, p in small_stack.probabilities.items()
+    }
+    stack = Stack(sparse, image_ids=small_stack.image_ids, classes=small_stack.classes)
+    features = PairFeatures(blocks=("probabilities",), candidates=20)
+    features.fit(stack, slice_labels, slice_fold)
+    rows = PairRows(features, stack, slice_labels, np.ones(300, bool), slice_fold)
+    done = write_pairs(tmp_path / "pairs", rows, settings={}, rows_per_part=200)
+    sizes = [len(pd.read_parquet(p)) for p in sorted((tmp_path / "pairs").glob("part-*"))]
+    assert sum(sizes) == done.n_rows == len(features.all_candidates(stack))
+    assert max(sizes) <= 200
+    assert min(sizes[:-1]) > 140
+
+
+def test_ranges_hold_whole_images_and_all_of_them():
+    """An image with more rows than asked, or with none, must not stop the walk."""
+    assert image_ranges(np.array([0, 0, 7, 8, 8]), 3) == [(0, 1), (1, 2), (2, 4)]
+    assert image_ranges(np.array([0]), 3) == []
