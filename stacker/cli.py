@@ -10,12 +10,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
-from zipfile import ZipFile
 
 import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from stacker._image_files import image_reader
 from stacker._output import refuse_existing, temporary_beside, write_text
 from stacker._progress import Log
 from stacker._tables import print_key_values, print_score_table
@@ -371,7 +371,7 @@ def report(
         fitted,
         train_labels=train_labels,
         held_out=held_out,
-        read_image=None if images is None else _image_reader(images),
+        read_image=None if images is None else image_reader(images),
         title=f"pairstack: {model.name}",
         command=_command_line(),
         force=force,
@@ -483,20 +483,6 @@ def _labelled(store: FeatureStore, *, folds: bool = False) -> FeatureStore:
                 "none assigned. Give them with store.set_fold(features.folds.make_folds(...))."
             )
     return store.subset(keep)
-
-
-def _image_reader(images: Path) -> Callable[[str], bytes | None]:
-    """Find an image's file by its id (the path without extension) in a folder or zip."""
-    if images.is_dir():
-        files = {_image_id(p.relative_to(images)): p for p in images.rglob("*") if p.is_file()}
-        return lambda name: files[name].read_bytes() if name in files else None
-    bundle = ZipFile(images)
-    members = {_image_id(Path(name)): name for name in bundle.namelist()}
-    return lambda name: bundle.read(members[name]) if name in members else None
-
-
-def _image_id(path: Path) -> str:
-    return path.with_suffix("").as_posix()
 
 
 def _command_line() -> str:
