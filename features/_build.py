@@ -18,7 +18,7 @@ from features._checks import first_few
 from features._console import Reporter, clock
 from features._fingerprint import fingerprint
 from features._pair_folder import check_output
-from features.assemble import BlockSpec, PairFeatures, parse_bytes, resolve_blocks
+from features.assemble import BlockSpec, PairFeatures, find_block, parse_bytes, resolve_blocks
 from features.candidates import CandidateSpec, resolve_candidates
 from features.parquet import ROWS_PER_GROUP, ROWS_PER_PART, PairRows, Written, write_pairs
 from features.schema import Stack
@@ -37,7 +37,9 @@ class Request:
         Path or fsspec URL of a feature store.
     out : Path or None
         Folder to write; None only measures.
-    blocks, candidates, max_memory : as in `PairFeatures`
+    blocks : as in `PairFeatures`, or None
+        None: the default blocks, and the sums, products and ratios where there are two models.
+    candidates, max_memory : as in `PairFeatures`
     n_jobs : int or None
         Threads; default: one a core.
     rows_per_part : int
@@ -50,7 +52,7 @@ class Request:
 
     store: str
     out: Path | None
-    blocks: BlockSpec = "default"
+    blocks: BlockSpec | None = None
     candidates: CandidateSpec = "auto"
     max_memory: int | str = "4GB"
     n_jobs: int | None = None
@@ -202,17 +204,19 @@ def _read_rows(request: Request) -> PairRows:
     """Read the store and check everything that can be checked before fitting."""
     store = FeatureStore.open(request.store).without_skipped()
     _check_labelled(store)
+    stack = store.to_stack()
+    blocks = _written_blocks(stack) if request.blocks is None else request.blocks
+    if blocks != "default":
+        # Fitting refuses a missing input too, but after minutes.
+        blocks = tuple((block.name, options) for block, options in resolve_blocks(blocks, stack))
     features = PairFeatures(
-        blocks=request.blocks,
+        blocks=blocks,
         candidates=request.candidates,
         max_memory=request.max_memory,
         n_jobs=request.n_jobs,
     )
     known = store.labels_known
-    rows = PairRows(features, store.to_stack(), store.labels, known, store.fold, request.negatives)
-    if request.blocks != "default":
-        # Fitting refuses a missing input too, but after minutes.
-        resolve_blocks(request.blocks, rows.stack)
+    rows = PairRows(features, stack, store.labels, known, store.fold, request.negatives)
     if request.candidates != "auto":
         # Only "auto" looks at probabilities and labels: this refuses unknown class groups.
         n_classes = len(rows.stack.classes)
@@ -237,6 +241,12 @@ def _check_labelled(store: FeatureStore) -> None:
             f"the labelled images must lie in at least two folds; those of {store.path} all lie "
             f"in fold {int(fold[known][0])}. {advice}"
         )
+
+
+def _written_blocks(stack: Stack) -> BlockSpec:
+    """Blocks of a pair folder that nobody chose: whoever trains on it may want A10's columns."""
+    missing = find_block("combinations").available(stack)
+    return "default" if missing else ("default", "combinations")
 
 
 def _settings(request: Request, rows: PairRows) -> dict[str, Any]:

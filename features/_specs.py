@@ -20,6 +20,8 @@ def parse_blocks(text: str) -> BlockSpec:
     (('ranks', {}), ('combinations', {'order': 3, 'operators': ('sum', 'ratio')}))
     >>> parse_blocks("default")
     'default'
+    >>> parse_blocks("default,combinations")
+    (('default', {}), ('combinations', {}))
     """
     if text.strip() == "default":
         return "default"
@@ -33,6 +35,8 @@ def parse_blocks(text: str) -> BlockSpec:
 
 def _parse_block(text: str) -> tuple[str, Mapping[str, Any]]:
     name, *options = text.split(":")
+    if text == "default":
+        return text, {}
     known, given = find_block(name).options, {}
     for option in options:
         key, equals, value = option.partition("=")

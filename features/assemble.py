@@ -81,7 +81,8 @@ class PairFeatures:
     ----------
     blocks : "default" or sequence of names or (name, options) pairs
         "default" takes every default block whose inputs the stack has and logs the rest; in a
-        sequence a missing input is an error.
+        sequence a missing input is an error, and "default" among the names stands for the
+        default blocks that are not named beside it.
     candidates : see :func:`features.candidates.resolve_candidates`
     max_memory : int or str
         Bound on the working memory of a batch, in bytes or as "4GB".
@@ -315,9 +316,13 @@ def resolve_blocks(spec: BlockSpec, stack: Stack) -> list[tuple[Block, Mapping[s
         return _default_blocks(stack)
     if isinstance(spec, str):
         spec = (spec,)
+    entries = [(entry, {}) if isinstance(entry, str) else entry for entry in spec]
+    named = {name for name, _ in entries}
     chosen: list[tuple[Block, Mapping[str, Any]]] = []
-    for entry in spec:
-        name, options = (entry, {}) if isinstance(entry, str) else entry
+    for name, options in entries:
+        if name == "default":
+            chosen += [pair for pair in _default_blocks(stack) if pair[0].name not in named]
+            continue
         block = find_block(name)
         unknown = sorted(set(options) - set(block.options))
         if unknown:

@@ -53,12 +53,13 @@ def build_features(
         typer.Option(help="Folder to write. Not needed with --explain.", show_default=False),
     ] = None,
     blocks: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Blocks separated by commas, options after colons: a,b,combinations:order=3; "
-            "or default."
+            help="Blocks separated by commas, options after colons: "
+            "default,metadata,combinations:order=3. Default: default,combinations.",
+            show_default=False,
         ),
-    ] = "default",
+    ] = None,
     candidates: Annotated[
         str,
         typer.Option(
@@ -108,7 +109,7 @@ def build_features(
         request = Request(
             store=store,
             out=out,
-            blocks=parse_blocks(blocks),
+            blocks=None if blocks is None else parse_blocks(blocks),
             candidates=parse_candidates(candidates),
             max_memory=max_memory,
             n_jobs=jobs,

@@ -49,4 +49,4 @@ def _spread(values, out):  # type: ignore[no-untyped-def]
         out[row, 4] = high - low
 
 
-AGREEMENT = Block("agreement", nothing_to_fit, _columns, _fill)
+AGREEMENT = Block("agreement", nothing_to_fit, _columns, _fill, default=False)

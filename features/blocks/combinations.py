@@ -95,5 +95,6 @@ COMBINATIONS = Block(
     _columns,
     _fill,
     _available,
+    default=False,
     options={"order": 2, "space": "prob", "operators": OPERATORS, "max_subsets": 45},
 )

@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 
-from features.assemble import PairFeatures, parse_bytes, stack_blend
+from features.assemble import PairFeatures, parse_bytes, resolve_blocks, stack_blend
 from features.blocks import BLOCKS
 from features.schema import Stack
 
@@ -151,6 +151,16 @@ def test_default_blocks_leave_out_what_the_stack_has_no_input_for(
     assert "block image_stats left out: the stack has no image_stats" in caplog.text
 
 
+def test_default_among_names_stands_for_the_default_blocks(slice_stack):
+    """Adding one block to the defaults must not mean listing them all, nor take one twice."""
+    chosen = resolve_blocks(("class_id", "default", ("ranks", {"per_model": "both"})), slice_stack)
+    defaults = [block.name for block, _ in resolve_blocks("default", slice_stack)]
+    named = [block.name for block, _ in chosen]
+    others = [name for name in defaults if name != "ranks"]
+    assert named == ["class_id", *others, "ranks"]
+    assert chosen[-1][1] == {"per_model": "both"}
+
+
 def test_batches_fit_into_max_memory(features, small_stack):
     """The bound of a batch must follow the setting, down to one image."""
     small = PairFeatures(blocks=tuple(BLOCKS), candidates=PER_GROUP, max_memory="300kB")
@@ -173,7 +183,7 @@ def test_batches_fit_into_max_memory(features, small_stack):
         (("image_stats",), "'image_stats' needs image_stats, which this stack does not have"),
         (("metadata",), "'metadata' needs metadata"),
         (("imagenet",), "'imagenet' needs imagenet_logits"),
-        ((("ranks", {"top": 3}),), "block 'ranks' has no option 'top'; it has: none"),
+        ((("ranks", {"top": 3}),), "block 'ranks' has no option 'top'; it has: .'per_model'"),
     ],
 )
 def test_wrong_blocks_are_refused_by_name(slice_stack, slice_labels, slice_fold, blocks, message):
