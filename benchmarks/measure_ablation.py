@@ -1,6 +1,6 @@
 """What each feature block is worth: nested F2 without it, paired with all blocks.
 
-    python benchmarks/measure_ablation.py openclipart_oof.npz [--folds 0,1] [--out ablation.md]
+    python benchmarks/measure_ablation.py openclipart_oof.npz [--folds 0,1] [--only ranks] [--out F]
 
 For each outer fold of the file, features and boosters are fitted on the other four with a fixed
 number of rounds, and label sets are those of the highest expected F2: nothing is chosen, so
@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 from nested_openclipart import read
 
-from features.blocks import BLOCKS
 from features.numeric import logit, sigmoid
 from stacker import PairStacker, expected_fbeta_sets
 from stacker._training_set import read_training_set
@@ -23,12 +22,28 @@ from stacker.evaluation import paired_bootstrap
 from stacker.fbeta import fbeta_per_image
 
 ROUNDS = 120
-# Off by default, or too much alike to be judged apart.
+Scores = dict[str, tuple[np.ndarray, np.ndarray]]
+ALL = [
+    "probabilities",
+    "logits",
+    "combinations",
+    "agreement",
+    "ranks",
+    "image_context",
+    "image_stats",
+    "class_similarity",
+    "class_prior",
+    "cooccurrence",
+    "neighbours",
+]
 ADDED = ("imagenet", "class_id")
+# Too much alike to be judged apart.
 TOGETHER = {
     "neighbours, class_similarity": ("neighbours", "class_similarity"),
     "logits, combinations, agreement": ("logits", "combinations", "agreement"),
     "ranks, image_context": ("ranks", "image_context"),
+    "combinations, agreement": ("combinations", "agreement"),
+    "combinations, agreement, ranks": ("combinations", "agreement", "ranks"),
 }
 
 
@@ -36,19 +51,20 @@ def variants(blocks: list[str]) -> dict[str, tuple[str, ...]]:
     """Blocks left out of each variant; the rows of all hold every block and the added ones."""
     named = [b for b in blocks if b not in ADDED]
     return {
-        "all default blocks": ADDED,
+        "all": ADDED,
         **{f"without {b}": (b, *ADDED) for b in named},
         **{f"without {n}": (*own, *ADDED) for n, own in TOGETHER.items()},
         **{f"with {b} too": tuple(a for a in ADDED if a != b) for b in ADDED},
     }
 
 
-def one_fold(data: tuple, k: int, jobs: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def one_fold(
+    data: tuple, k: int, jobs: int | None, only: str
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """F2 and log loss of every held-out image under every variant."""
     stack, labels, fold, groups = data
     train, test = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
-    default = [name for name, block in BLOCKS.items() if block.default]
-    blocks = [b for b in (*default, *ADDED) if not BLOCKS[b].available(stack)]
+    blocks = [*ALL, *ADDED]
     model = PairStacker(base="logit_mean", blocks=tuple(blocks), n_jobs=jobs, random_state=0)
     known = read_training_set(
         stack[train], labels[train], groups[train], None, None, cv=5, random_state=0
@@ -62,6 +78,8 @@ def one_fold(data: tuple, k: int, jobs: int) -> dict[str, tuple[np.ndarray, np.n
     image, cls, features = (np.concatenate(parts) for parts in zip(*batches, strict=True))
     truth, found = labels[test], {}
     for name, without in variants(blocks).items():
+        if only not in name and name != "all":
+            continue
         used = ~np.isin(block_of, without)
         params = {"feature_pre_filter": False, "feature_contri": used.astype(float).tolist()}
         booster = LightGBMBooster(params, jobs, 0).fit(binned, rows, ROUNDS)
@@ -83,18 +101,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("path")
     parser.add_argument("--folds", default="0,1,2,3,4")
+    parser.add_argument("--only", default="", help="variants whose name holds this")
     parser.add_argument("--jobs", type=int, default=None)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     data = read(options.path)
     outer = [int(k) for k in options.folds.split(",")]
-    parts = [one_fold(data, k, options.jobs) for k in outer]
+    parts = [one_fold(data, k, options.jobs, options.only) for k in outer]
     groups = np.concatenate([data[3][data[2] == k] for k in outer])
     joined = {
         name: [np.concatenate(p) for p in zip(*(f[name] for f in parts), strict=True)]
         for name in parts[0]
     }
-    whole = joined["all default blocks"]
+    whole = joined["all"]
     lines = ["| blocks | F2 | difference | 95% interval | log loss an image |"]
     lines.append("|---|---|---|---|---|")
     for name, (score, loss) in joined.items():
