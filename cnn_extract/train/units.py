@@ -153,7 +153,8 @@ class Trainer:
         """Make the network that training begins with."""
         groups = self._groups(unit)
         share = samples.counts / max(1, len(samples))
-        with seeded(self._seed(unit)):
+        # All folds begin alike: kept activations of a random backbone are those of every fold.
+        with seeded(self.request.seed):
             network = make_network(
                 self.recipe.model,
                 self.weights,
