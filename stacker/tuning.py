@@ -34,6 +34,7 @@ GO_ON = (0.3, 0.5, 0.5, 0.6)
 MOST_FOLDS = 3  # folds of all images that a trial is scored on
 STARTUP_TRIALS = 10
 STUDY_NAME = "pairstack"
+OPENING_TRIES = 10
 
 Step = Callable[[str], None]
 
@@ -132,14 +133,14 @@ def tune_known(
 
 def open_storage(path: str | None) -> Any:
     """Open Optuna's storage of a path: SQLite for ``.db``, else a journal file; None is memory."""
-    from optuna.storages import JournalStorage, RDBStorage
+    from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
     if path is None:
         return None
     if path.endswith(".db") or "://" in path:
         url = path if "://" in path else f"sqlite:///{path}"
-        return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
+        return _open_database(url)
     return JournalStorage(JournalFileBackend(path))
 
 
@@ -239,6 +240,21 @@ def _worse(study: optuna.Study, trial: optuna.Trial, at: int, value: float) -> b
         return False
     share = GO_ON[min(at, len(GO_ON) - 1)]
     return sum(other > value for other in others) >= share * (len(others) + 1)
+
+
+def _open_database(url: str) -> Any:
+    """Open a database; of workers that make its tables at the same moment, one finds them made."""
+    from optuna.storages import RDBStorage
+    from sqlalchemy.exc import OperationalError
+
+    for _ in range(OPENING_TRIES):
+        try:
+            return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
+        except OperationalError as error:
+            if "already exists" not in str(error):
+                raise
+            time.sleep(0.2)
+    return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
 
 
 def _open_study(storage: str | None, fingerprint: str) -> optuna.Study:

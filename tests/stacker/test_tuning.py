@@ -7,8 +7,10 @@ import sys
 import time
 
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from features import Stack
 from stacker import PairStacker
@@ -114,6 +116,7 @@ def test_what_the_user_sets_is_not_tuned(part):
 SCRIPT = """
 import sys
 import numpy as np
+import optuna
 from features import Stack
 from stacker import PairStacker
 from stacker.tuning import tune
@@ -140,7 +143,6 @@ def start(path, storage, n_trials):
 
 
 def states(storage):
-    import optuna
 
     try:
         study = optuna.load_study(study_name="pairstack", storage=open_storage(str(storage)))
@@ -167,6 +169,20 @@ def test_a_killed_run_resumes_with_its_finished_trials(saved_part, tmp_path, nam
     after = [s for s in states(storage) if s[0] in ("COMPLETE", "PRUNED")]
     assert len(after) == wanted
     assert after[: len(before)] == before
+
+
+def test_tables_that_another_worker_makes_meanwhile_are_taken(tmp_path, monkeypatch):
+    """Two workers that start together on a new database must not stop one of them."""
+    made, beats = optuna.storages.RDBStorage, [True]
+
+    def beaten(url, **options):
+        if beats.pop():
+            beats.append(False)
+            raise OperationalError("CREATE TABLE", {}, Exception("table studies already exists"))
+        return made(url, **options)
+
+    monkeypatch.setattr(optuna.storages, "RDBStorage", beaten)
+    assert open_storage(str(tmp_path / "study.db")).get_all_studies() == []
 
 
 def test_two_workers_share_a_study(saved_part, tmp_path):
