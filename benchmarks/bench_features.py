@@ -192,7 +192,8 @@ def growth(runs: list[dict[str, Any]]) -> str:
     head = [
         "images",
         "seconds",
-        "ms an image",
+        "CPU seconds",
+        "CPU ms an image",
         "of the first",
         "binned GB",
         "working GB",
