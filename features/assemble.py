@@ -197,13 +197,7 @@ class PairFeatures:
         return join_candidates([self._choose(stack_blend(stack[s : s + step])) for s in starts])
 
     def _choose(self, blend: Blend) -> Candidates:
-        """Choose the rows of some images, a few at a time: ranking all entries at once is large."""
-        step = images_at_once(len(self.space_))
-        parts = [
-            choose_candidates(blend[s : s + step], self.per_group_, self.space_, above=self.above_)
-            for s in range(0, len(blend), step)
-        ]
-        return join_candidates(parts)
+        return choose_candidates(blend, self.per_group_, self.space_, above=self.above_)
 
     def batch_images(self) -> int:
         """Images a batch, from `max_memory`; at least one."""

@@ -37,10 +37,6 @@ class SparseBlend:
     def __len__(self) -> int:
         return int(self.values.shape[0])
 
-    def __getitem__(self, rows: slice) -> "SparseBlend":
-        """Blend of a range of images."""
-        return SparseBlend(self.values[rows])
-
 
 Blend = Float | SparseBlend
 

@@ -294,8 +294,11 @@ def choose_candidates(
     if isinstance(blend, SparseBlend):
         above = max(above, FLOOR)
     step = images_at_once(len(space))
-    parts = [dense_rows(blend, slice(start, start + step)) for start in range(0, len(blend), step)]
-    return join_candidates([select_candidates(p, per_group, space, above=above) for p in parts])
+    parts = []
+    for start in range(0, len(blend), step):
+        some = dense_rows(blend, slice(start, start + step))
+        parts.append(select_candidates(some, per_group, space, above=above))
+    return join_candidates(parts)
 
 
 def join_candidates(parts: Sequence[Candidates]) -> Candidates:
