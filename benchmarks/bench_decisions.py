@@ -9,27 +9,18 @@ what to compare between machines. The best of several repeats counts.
 """
 
 import argparse
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numba
 import numpy as np
 import scipy.sparse as sp
+from measure import best_of
 from sklearn import __version__ as sklearn_version
 from sklearn.metrics import fbeta_score as sklearn_fbeta
 
 from stacker import FBetaDecision, expected_fbeta_sets, fbeta_score
-
-
-def best_of(work: Callable[[], object], repeats: int = 3) -> float:
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def simulate(n_images: int, n_classes: int, labels_per_image: float = 3.2) -> np.ndarray:
@@ -75,7 +66,7 @@ def bench_sets(n_images: int) -> Iterator[Line]:
         probs = simulate(n, n_classes)
         expected_fbeta_sets(probs[:10])
         expected_fbeta_sets(probs)
-        partition = best_of(lambda p=probs, c=n_classes - 64: np.partition(p, c, axis=1))
+        partition = best_of(lambda p=probs, c=n_classes - 64: np.partition(p, c, axis=1), 3)
         seconds = best_of(lambda p=probs: expected_fbeta_sets(p), 5)
         yield (
             "expected_fbeta_sets",
@@ -106,7 +97,7 @@ def bench_thresholds(n_images: int) -> Iterator[Line]:
             decision = FBetaDecision(average=average, strategy=strategy, class_groups=groups)
             decision.fit(probs[:50], labels[:50])
             decision.fit(probs[:8000], labels[:8000])  # compiles the threaded kernels
-            seconds = best_of(lambda d=decision: d.fit(probs, labels), repeats=1)
+            seconds = best_of(lambda d=decision: d.fit(probs, labels), 1)
             yield (
                 f"fit {strategy}, {average}",
                 f"{n_images:,} x 1,103",

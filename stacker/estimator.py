@@ -297,7 +297,6 @@ class PairStacker(BaseEstimator):
         stages = choose_stages(fits, rows)
         self.rounds_, self.shrinkage_ = stages.rounds, stages.shrinkage
         self._say("rounds %s, shrinkage %.1f", stages.rounds, stages.shrinkage)
-        # Trained on all folds there is more to learn from: a little more room for it.
         self.boosters_ = [
             adapters[name].fit(binned[name], rows, max(1, stages.rounds[name])) for name in adapters
         ]

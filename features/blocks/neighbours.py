@@ -1,9 +1,10 @@
 """Label votes of the nearest training images (RECIPES A26).
 
-For each space (every embedding, every set of ImageNet logits, the blend's own predictions, and
-all of them together) and each k of 5, 15, 60: the share of the k nearest images' votes that
-carry the row's class, each vote weighted by exp(15 * (similarity - best similarity)). Then the
-similarity of the nearest image, one column a space. "All together" is the mean similarity.
+For each space (every embedding, every set of ImageNet logits, the image statistics, the blend's
+own predictions, and all of them together) and each k of 5, 15, 60: the share of the k nearest
+images' votes that carry the row's class, each vote weighted by exp(15 * (similarity - best
+similarity)). Then the similarity of the nearest image, one column a space. "All together" is the
+mean similarity.
 
 An image of fold k only ever sees neighbours of other folds. Up to EXACT_UP_TO training images
 exact search by blocked matrix products, O(n_images * n_training * n_dimensions) a space; beyond,
