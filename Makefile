@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint types notebooks bench slow clean help
+.PHONY: demo test lint types notebooks bench slow peers clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -39,6 +39,16 @@ notebooks: $(STAMP)  ## run every notebook top to bottom
 
 bench: $(STAMP)  ## ratios against a peer or a limit in the same run; writes benchmarks/results.md
 	@for benchmark in benchmarks/bench_*.py; do $(BIN)/python $$benchmark || exit 1; done
+	$(BIN)/python benchmarks/assemble.py
+
+PEERS := .venv-peers
+OOF   ?= ../shared/data/openclipart_oof.npz
+
+peers:  ## pairstack beside its peers, under an hour; OOF=file of out-of-fold predictions
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --constraint constraints.txt --editable . \
+	  --requirement benchmarks/peers/requirements.txt
+	$(PEERS)/bin/python benchmarks/peers/run.py $(OOF) --work .peers
 	$(BIN)/python benchmarks/assemble.py
 
 clean:  ## remove what the targets made
