@@ -95,9 +95,7 @@ def naive_pairs(train: Part, new: Part) -> np.ndarray:
         n_models, frames = part.probs.shape[1], []
         for i in range(len(part)):
             top = np.argsort(-part.probs[i].mean(axis=0))[:50]
-            frame = pd.DataFrame(
-                {f"p{m}": part.probs[i, m, top] for m in range(part.probs.shape[1])}
-            )
+            frame = pd.DataFrame({f"p{m}": part.probs[i, m, top] for m in range(n_models)})
             frame["image"], frame["class"], frame["label"] = i, top, part.labels[i, top]
             frames.append(frame)
         rows = pd.concat(frames, ignore_index=True)
