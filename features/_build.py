@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from features._fingerprint import fingerprint
 from features._pair_folder import check_output
 from features.assemble import BlockSpec, PairFeatures, find_block, parse_bytes, resolve_blocks
 from features.candidates import CandidateSpec, resolve_candidates
-from features.parquet import ROWS_PER_GROUP, ROWS_PER_PART, PairRows, Written, write_pairs
+from features.parquet import ROWS_PER_GROUP, ROWS_PER_PART, PairRows, Writer, Written, write_pairs
 from features.schema import Stack
 from features.store import FeatureStore
 
@@ -48,6 +48,8 @@ class Request:
         Write anew what is there.
     negatives : float
         Share of the negative rows of labelled images that is kept.
+    dask : str or None
+        Scheduler address or "current": workers fit, and write the parts.
     """
 
     store: str
@@ -59,6 +61,7 @@ class Request:
     rows_per_part: int = ROWS_PER_PART
     force: bool = False
     negatives: float = 1.0
+    dask: str | None = None
 
 
 @dataclass(frozen=True)
@@ -175,7 +178,11 @@ def build(request: Request, report: Reporter | None = None) -> Summary:
     if request.out is not None:
         check_output(request.out, settings, force=request.force)
     fit_start = time.monotonic()
-    _fit(rows, report)
+    writer = None
+    if request.dask is None:
+        _fit(rows, report)
+    else:
+        rows, writer = _fit_on_workers(request, rows, report)
     summary = _summary(request, rows)
     fill_start = time.monotonic()
     if request.out is None:
@@ -189,6 +196,7 @@ def build(request: Request, report: Reporter | None = None) -> Summary:
                 rows_per_part=request.rows_per_part,
                 force=request.force,
                 advance=advance,
+                writer=writer,
             )
         summary.measured_images = summary.written.n_built
     summary.fit_seconds, summary.fill_seconds = (
@@ -271,6 +279,32 @@ def _fit(rows: PairRows, report: Reporter) -> None:
     labels: sparse.csr_array = rows.labels[known]
     report.log(f"fitting the blocks on {len(stack):,} labelled images")
     rows.features.fit(stack, labels, rows.fold[known])
+
+
+def _fit_on_workers(
+    request: Request, rows: PairRows, report: Reporter
+) -> tuple[PairRows, Writer | None]:
+    """Fit on a Dask worker; the rows with their numbers known, and what writes their parts."""
+    from features import dask
+
+    client = dask.connect(str(request.dask))
+    store = FeatureStore.open(request.store).without_skipped()
+    images = dask.Images.of_store(store)
+    known = np.flatnonzero(rows.labels_known)
+    report.log(f"fitting the blocks on {len(known):,} labelled images, on a worker")
+    settings = {
+        name: getattr(rows.features, name)
+        for name in ("blocks", "candidates", "max_memory", "random_state")
+    }
+    state, features = dask.fit_features(
+        client, dask.Images.of_store(store, known), rows.labels[known], rows.fold[known], settings
+    )
+    rows = replace(rows, features=features)
+    rows = replace(rows, counted=dask.count_rows(client, state, images, rows))
+    if request.out is None:
+        return rows, None
+    out = request.out
+    return rows, lambda pending: dask.write_parts(client, state, images, rows, pending, out)
 
 
 def _summary(request: Request, rows: PairRows) -> Summary:

@@ -91,6 +91,14 @@ def build_features(
             "--out, on some images and writing nothing.",
         ),
     ] = False,
+    dask: Annotated[
+        str | None,
+        typer.Option(
+            help="Scheduler address of a Dask cluster: its workers fit the blocks and write the "
+            "parts. They must see STORE and --out under these names.",
+            show_default=False,
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write anew what is there.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No log and no progress.")] = False,
 ) -> None:
@@ -116,6 +124,7 @@ def build_features(
             rows_per_part=rows_per_part,
             force=force,
             negatives=negatives,
+            dask=dask,
         )
         summary = build(request, report)
         lines = summary.lines()

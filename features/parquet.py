@@ -42,6 +42,8 @@ WEIGHT = "weight"  # after the keys, where negatives were thinned out
 ROWS_PER_GROUP = 65_536
 ROWS_PER_PART = 4 * ROWS_PER_GROUP
 
+Writer = Callable[[Mapping[str, tuple[int, int]]], Iterator[tuple[str, str]]]
+
 
 @dataclass(frozen=True)
 class PairRows:
@@ -59,6 +61,10 @@ class PairRows:
     negatives : float, default=1
         Share of the labelled images' negative rows that is kept; a column "weight" makes up for
         the rest, so that weighted sums over rows keep their expectation.
+    first : int, default=0
+        Position of the first image, where these are a range of more.
+    counted : int64 array of shape (n_images + 1,), optional
+        The rows' boundaries, where they are known already.
     """
 
     features: PairFeatures
@@ -67,10 +73,14 @@ class PairRows:
     labels_known: NDArray[np.bool_]
     fold: NDArray[np.integer[Any]]
     negatives: float = 1.0
+    first: int = 0
+    counted: NDArray[np.int64] | None = None
 
     @cached_property
     def indptr(self) -> NDArray[np.int64]:
         """Rows ``indptr[i]:indptr[i + 1]`` belong to image i, int64 (n_images + 1,)."""
+        if self.counted is not None:
+            return self.counted
         found = self.features.all_candidates(self.stack)
         if self.negatives == 1:
             return found.indptr
@@ -83,7 +93,8 @@ class PairRows:
         """Weight of each row, 0 where it is left out, float32 (n_rows,)."""
         negative = label_at(self.labels, row_image, row_class) == 0
         thinned = negative & self.labels_known[row_image]
-        lucky = uniform(row_image * len(self.stack.classes) + row_class) < self.negatives
+        keys = (self.first + row_image) * len(self.stack.classes) + row_class
+        lucky = uniform(keys) < self.negatives
         return np.where(thinned, lucky / np.float32(self.negatives), 1).astype(np.float32)
 
     def table(self, start: int, stop: int, schema: pa.Schema) -> pa.Table:
@@ -159,6 +170,7 @@ def write_pairs(
     rows_per_part: int = ROWS_PER_PART,
     force: bool = False,
     advance: Callable[[int], None] = lambda n_images: None,
+    writer: Writer | None = None,
 ) -> Written:
     """Write pair rows as a folder of Parquet files, or write what a killed run left out.
 
@@ -175,6 +187,9 @@ def write_pairs(
         Write anew what is there.
     advance : function of a number of images, optional
         Called after each part.
+    writer : function of {name: (start, stop)}, optional
+        Writes these parts of the folder, and yields each one's name and checksum when it is done.
+        Default: in this process, in their order.
 
     Raises
     ------
@@ -207,15 +222,14 @@ def write_pairs(
         record.write(folder, schema)
     intact = record.intact(folder)
     damaged = sorted(set(record.parts) - set(intact))
-    n_built = 0
-    for number, (start, stop) in enumerate(ranges):
-        name = part_name(number)
-        if name not in intact:
-            _write_part(folder / name, rows, start, stop, schema)
-            record.parts[name] = sha256(folder / name)
-            record.write(folder, schema)
-            n_built += stop - start
-        advance(stop - start)
+    parts = {part_name(number): span for number, span in enumerate(ranges)}
+    pending = {name: span for name, span in parts.items() if name not in intact}
+    advance(sum(b - a for name, (a, b) in parts.items() if name in intact))
+    for name, digest in (writer or _write_here(folder, rows, schema))(pending):
+        record.parts[name] = digest
+        record.write(folder, schema)
+        advance(pending[name][1] - pending[name][0])
+    n_built = sum(b - a for a, b in pending.values())
     record.complete = True
     record.write(folder, schema)
     for left in folder.glob("_*.tmp"):
@@ -344,7 +358,16 @@ def label_at(
     return np.isin(asked, true[part.data != 0]).astype(np.int8)
 
 
-def _write_part(path: Path, rows: PairRows, start: int, stop: int, schema: pa.Schema) -> None:
+def _write_here(folder: Path, rows: PairRows, schema: pa.Schema) -> Writer:
+    def write(pending: Mapping[str, tuple[int, int]]) -> Iterator[tuple[str, str]]:
+        for name, (start, stop) in pending.items():
+            write_part(folder / name, rows, start, stop, schema)
+            yield name, sha256(folder / name)
+
+    return write
+
+
+def write_part(path: Path, rows: PairRows, start: int, stop: int, schema: pa.Schema) -> None:
     """Write the part of one image range, row group by row group."""
 
     def write(file: Any) -> None:

@@ -1,16 +1,12 @@
 """A fitted `PairStacker` as a tree of JSON values and arrays, and back."""
 
 import sys
-from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from features.assemble import PairFeatures
-from features.blocks.spaces import Projection
-from features.blocks.types import Column
+from features._state import features_from_tree, features_tree
 from features.schema import LabelSpace
 from stacker._base import StackBase
 from stacker.blend import BLENDS
@@ -32,7 +28,7 @@ def model_tree(model: Any) -> tuple[dict[str, Any], dict[str, str]]:
         "class_group": space.groups,
         "class_parent": space.parents,
         "base": _base_tree(model.base_),
-        "features": _features_tree(model.features_),
+        "features": features_tree(model.features_),
         "decision": model.decision_.to_state(),
         "base_decision": model.base_decision_.to_state(),
         "boosters": [booster.name for booster in model.boosters_],
@@ -58,7 +54,7 @@ def restore_model(cls: Any, tree: dict[str, Any], texts: dict[str, str]) -> Any:
     model.seen_ = {**tree["seen"], "space": space}
     model.classes_, model.class_group_ = space.names, space.groups
     model.base_ = _base(tree["base"])
-    model.features_ = _features(tree["features"], space)
+    model.features_ = features_from_tree(tree["features"], space)
     model.columns_ = model.features_.columns_
     model.feature_names_ = model.features_.feature_names_
     model.candidate_recall_ = model.features_.candidate_recall_
@@ -121,42 +117,3 @@ def _blend(name: str, attributes: dict[str, Any]) -> Any:
     for key, value in attributes.items():
         setattr(blend, key, value)
     return blend
-
-
-def _features_tree(features: PairFeatures) -> dict[str, Any]:
-    return {
-        "max_memory": features.max_memory,
-        "models": features.models_,
-        "per_group": features.per_group_,
-        "n_folds": features.n_folds_,
-        "above": features.above_,
-        "mean_rows": features.mean_rows_,
-        "candidate_recall": features.candidate_recall_,
-        "overall_recall": features.overall_recall_,
-        "columns": [asdict(column) for column in features.columns_],
-        "n_columns": features.n_columns_,
-        "states": features.states_,
-        "projections": {
-            name: {"mean": p.mean, "axes": p.axes, "columns": p.columns, "knots": p.knots}
-            for name, p in features.projections_.items()
-        },
-    }
-
-
-def _features(tree: dict[str, Any], space: LabelSpace) -> PairFeatures:
-    features = PairFeatures(max_memory=tree["max_memory"])
-    features.space_, features.models_ = space, tree["models"]
-    features.per_group_ = np.asarray(tree["per_group"])
-    features.n_folds_, features.n_columns_ = tree["n_folds"], tree["n_columns"]
-    features.above_, features.mean_rows_ = float(tree["above"]), tree["mean_rows"]
-    features.candidate_recall_ = tree["candidate_recall"]
-    features.overall_recall_ = tree["overall_recall"]
-    features.columns_ = [
-        Column(**{**column, "models": tuple(column["models"])}) for column in tree["columns"]
-    ]
-    features.states_ = tree["states"]
-    features.projections_ = {
-        name: Projection(p["mean"], p["axes"], p["columns"], p["knots"])
-        for name, p in tree["projections"].items()
-    }
-    return features
