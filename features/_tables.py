@@ -13,7 +13,7 @@ import pandas as pd
 
 from features import _checks as checks
 
-__all__ = ["CsvReader", "ParquetReader", "gather"]
+__all__ = ["CsvReader", "ParquetReader", "gather", "read_metadata"]
 
 MISSING = ["", "NA", "N/A", "nan", "NaN", "null", "None"]
 
@@ -90,7 +90,7 @@ def gather(
         _check_columns(list(table.columns), [label_column], labels)
         given |= _labels(table[label_column], first, labels)
     if metadata is not None:
-        given |= _metadata(read(metadata, text=["split_group"]), first.index, metadata)
+        given |= read_metadata(read(metadata, text=["split_group"]), first.index, metadata)
     return given
 
 
@@ -116,7 +116,8 @@ def _labels(column: pd.Series, first: pd.DataFrame, path: Any) -> dict[str, Any]
     return {"labels": [by_image.get(i, []) for i in first.index], "labels_known": known}
 
 
-def _metadata(table: pd.DataFrame, image_ids: pd.Index, path: Any) -> dict[str, Any]:
+def read_metadata(table: pd.DataFrame, image_ids: pd.Index, path: Any) -> dict[str, Any]:
+    """User columns in the order of the images; ``split_group`` and ``fold`` apart."""
     order = checks.positions(
         checks.as_names(image_ids, "image id"), table.index, what="image id", where=str(path)
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import json
 import shlex
@@ -15,7 +14,9 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from stacker import _import_command, _predict
 from stacker._image_files import image_reader
+from stacker._options import Average, Beta, Force, Model, Quiet, Seed, Store
 from stacker._output import refuse_existing, temporary_beside, write_text
 from stacker._progress import Log
 from stacker._tables import print_key_values, print_score_table
@@ -34,14 +35,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Store = Annotated[Path, typer.Argument(help="Feature store (a folder).", show_default=False)]
-Model = Annotated[Path, typer.Argument(help="Fitted model (a folder).", show_default=False)]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No log and no progress.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace outputs that exist.")]
-Seed = Annotated[int, typer.Option("--random-state", help="Seed of everything random.")]
-Average = Annotated[str, typer.Option(help="F-beta over samples, macro or micro.")]
-Beta = Annotated[float, typer.Option(help="Weight of recall against precision.")]
 
 P = ParamSpec("P")
 
@@ -255,43 +248,8 @@ def tune(
     typer.echo(f"model: {out}")
 
 
-@app.command(
-    epilog="Example: [bold]stacker predict model/ store/ --out predictions.csv[/bold]. "
-    "Images that have labels are left out, unless --all."
-)
-@_ends_well
-def predict(
-    model: Model,
-    store: Store,
-    out: Annotated[Path, typer.Option(help="CSV to write.", show_default=False)],
-    everything: Annotated[bool, typer.Option("--all", help="Labelled images, too.")] = False,
-    id_column: Annotated[str, typer.Option(help="Name of the first column.")] = "image_id",
-    label_column: Annotated[str, typer.Option(help="Name of the second column.")] = "labels",
-    force: Force = False,
-    quiet: Quiet = False,
-) -> None:
-    """Predict label sets: a CSV of image_id and space-separated labels."""
-    from stacker.estimator import PairStacker
-
-    refuse_existing(out, force=force)
-    whole = _open(store).without_skipped()
-    unknown = np.ones(whole.n_images, dtype=bool) if everything else ~whole.labels_known
-    if not unknown.any():
-        raise ValueError(f"every image of {store} has labels. Give --all to predict them anyway.")
-    images = whole.subset(unknown)
-    fitted = PairStacker.load(model)
-    labels = fitted.predict_labels(images)
-    with (
-        temporary_beside(out, force=force) as name,
-        name.open("w", encoding="utf-8", newline="") as f,
-    ):
-        writer = csv.writer(f, lineterminator="\n")
-        writer.writerow((id_column, label_column))
-        writer.writerows(
-            (image, " ".join(names)) for image, names in zip(images.image_ids, labels, strict=True)
-        )
-    Log(quiet=quiet)(f"{images.n_images:,} images written")
-    typer.echo(f"predictions: {out}")
+app.command(epilog=_predict.EPILOG)(_ends_well(_predict.predict))
+app.command("import", epilog=_import_command.EPILOG)(_ends_well(_import_command.import_command))
 
 
 @app.command(epilog="Example: [bold]stacker evaluate model/ test_store/ --json scores.json[/bold]")

@@ -1,0 +1,191 @@
+"""Reading predictions out of the files people have: CSV, Parquet, npy, npz, HDF5."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from features._tables import CsvReader, ParquetReader
+
+__all__ = ["Predictions", "id_column_of", "is_test_file", "model_name", "read_predictions"]
+
+# A DataFrame where the file names images and classes; else an array in the order of the file.
+Predictions: TypeAlias = "pd.DataFrame | NDArray[Any]"
+
+TABLES = (".csv", ".parquet", ".pq")
+ARRAYS = (".npy", ".npz", ".h5", ".hdf5")
+ID_NAMES = ("image_id", "image_ids", "id", "ids")
+CLASS_NAMES = ("class", "classes", "class_name", "class_names")
+NOISE = {"oof", "test", "train", "val", "valid", "pred", "preds", "predictions", "probs"}
+
+
+def read_predictions(path: str | Path, id_column: str | None = None) -> dict[str, Predictions]:
+    """Read every model's predictions that a file holds.
+
+    Parameters
+    ----------
+    path : path
+        ``.csv`` or ``.parquet``: an id column and one column for each class. ``.npy``: one array.
+        ``.npz``, ``.h5``, ``.hdf5``: one array (image, class) for each model; one-dimensional
+        arrays named ``image_id`` and ``class`` name its rows and columns. ``FILE:KEY`` takes one
+        array of a file.
+    id_column : str, optional
+        Default: ``image_id`` if there, else the first column.
+
+    Returns
+    -------
+    dict of model name to DataFrame or array of shape (n_images, n_classes)
+        A file's only array has the name of the file, without ``oof``, ``test`` and the like.
+
+    Raises
+    ------
+    ValueError
+        For another kind of file, a key that is not there, and arrays of other dimensions.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "se101_oof.npy"
+    >>> np.save(path, np.zeros((3, 2)))
+    >>> {name: values.shape for name, values in read_predictions(path).items()}
+    {'se101': (3, 2)}
+    """
+    file, key = _split_key(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file {file}")
+    suffix = file.suffix.lower()
+    if suffix in TABLES:
+        read: Any = CsvReader if suffix == ".csv" else ParquetReader
+        column = id_column or id_column_of(file)
+        return {model_name(file): read(column)(file)}
+    if suffix == ".npy":
+        return {model_name(file): _checked(_load(file), file)}
+    if suffix not in ARRAYS:
+        raise ValueError(f"{file}: predictions are read from {[*TABLES, *ARRAYS]} files.")
+    arrays = _read_npz(file) if suffix == ".npz" else _read_hdf5(file)
+    return _models_of(arrays, file, key)
+
+
+def id_column_of(path: Path) -> str:
+    """Name of a table's id column: ``image_id`` if there, else the first."""
+    if path.suffix.lower() == ".csv":
+        columns = [str(c) for c in pd.read_csv(path, nrows=0, encoding="utf-8-sig").columns]
+    else:
+        import pyarrow.parquet
+
+        columns = list(pyarrow.parquet.read_schema(path).names)
+    if not columns:
+        raise ValueError(f"{path} is empty; its first line must name the columns")
+    return "image_id" if "image_id" in columns else columns[0]
+
+
+def model_name(path: str | Path) -> str:
+    """Name of a file without its suffix and the words that say which images it holds.
+
+    Examples
+    --------
+    >>> model_name("preds/se101_oof.npy"), model_name("test-pnas.csv"), model_name("oof.npy")
+    ('se101', 'pnas', 'oof')
+    """
+    stem = Path(path).stem
+    kept = [part for part in re.split(r"[_\-. ]+", stem) if part.lower() not in NOISE]
+    return "_".join(kept) or stem
+
+
+def is_test_file(path: str | Path) -> bool:
+    """Whether a file's name says that it holds test images.
+
+    Examples
+    --------
+    >>> is_test_file("se101_test.npy"), is_test_file("latest.npy")
+    (True, False)
+    """
+    return "test" in re.split(r"[_\-. ]+", Path(path).stem.lower())
+
+
+def _split_key(path: str | Path) -> tuple[Path, str | None]:
+    if Path(path).is_file():
+        return Path(path), None
+    file, colon, key = str(path).rpartition(":")
+    return (Path(file), key) if colon and Path(file).is_file() else (Path(path), None)
+
+
+def _load(path: Path) -> Any:
+    try:
+        return np.load(path, allow_pickle=False)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} holds Python objects, or is no NumPy file ({error}). Save plain numbers or "
+            "strings: np.save(path, values.astype(np.float32))."
+        ) from error
+
+
+def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    with _load(path) as bundle:
+        try:
+            return {key: bundle[key] for key in bundle.files}
+        except ValueError as error:
+            raise ValueError(f"{path} holds Python objects; save plain arrays.") from error
+
+
+def _read_hdf5(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        import h5py
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "reading HDF5 needs h5py: pip install 'pairstack[hdf5]'"
+        ) from error
+    found: dict[str, NDArray[Any]] = {}
+
+    def take(name: str, node: Any) -> None:
+        if isinstance(node, h5py.Dataset):
+            text = h5py.check_string_dtype(node.dtype) is not None
+            found[name] = np.asarray(node.asstr()[...] if text else node[...])
+
+    with h5py.File(path, "r") as file:
+        file.visititems(take)
+    return found
+
+
+def _models_of(
+    arrays: Mapping[str, NDArray[Any]], path: Path, key: str | None
+) -> dict[str, Predictions]:
+    ids, classes = _first(arrays, ID_NAMES), _first(arrays, CLASS_NAMES)
+    if key is not None and key not in arrays:
+        raise ValueError(f"{path} has no array {key!r}; it has {sorted(arrays)}.")
+    chosen = [key] if key is not None else [k for k, v in arrays.items() if np.ndim(v) == 2]
+    if not chosen:
+        shapes = {k: v.shape for k, v in arrays.items()}
+        raise ValueError(f"{path} holds no two-dimensional array; it has {shapes}.")
+    alone = key is None and len(chosen) == 1
+    return {
+        model_name(path) if alone else Path(name).name: _named(arrays[name], ids, classes, path)
+        for name in chosen
+    }
+
+
+def _first(arrays: Mapping[str, NDArray[Any]], names: Iterable[str]) -> NDArray[Any] | None:
+    found = [v for k, v in arrays.items() if Path(k).name in names and np.ndim(v) == 1]
+    return found[0] if found else None
+
+
+def _named(values: Any, ids: Any, classes: Any, path: Path) -> Predictions:
+    values = _checked(values, path)
+    if ids is None or classes is None or values.shape != (len(ids), len(classes)):
+        return values
+    return pd.DataFrame(values, index=pd.Index(ids, name="image_id"), columns=pd.Index(classes))
+
+
+def _checked(values: Any, path: Path) -> NDArray[Any]:
+    if values.ndim != 2 or values.dtype.kind not in "fiub":
+        raise ValueError(
+            f"{path} must hold numbers of shape (n_images, n_classes); got dtype {values.dtype}, "
+            f"shape {values.shape}."
+        )
+    return np.asarray(values)

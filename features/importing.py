@@ -1,0 +1,352 @@
+"""Predictions in files to a store, with every mismatch named: ids, classes, shapes, range."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from features import _checks as checks
+from features._label_files import LabelFile, read_label_file, read_names
+from features._predictions import (
+    Predictions,
+    id_column_of,
+    is_test_file,
+    model_name,
+    read_predictions,
+)
+from features._tables import CsvReader, read_metadata
+from features.numeric import sigmoid
+from features.store import FeatureStore
+
+__all__ = ["find_files", "import_predictions", "read_predictions"]
+
+# Share of classes whose positives must look more probable than their negatives; unrelated rows
+# give about a half.
+LEAST_ORDERED = 0.65
+FEWEST_CLASSES = 5  # with fewer the share says little
+
+Ask = Callable[[str], bool]
+Say = Callable[[str], None]
+
+
+def _refuse(question: str) -> bool:
+    return False
+
+
+def _silent(text: str) -> None:
+    return None
+
+
+@dataclass
+class _Request:
+    """What is known while importing: options, and whom to ask and tell."""
+
+    logits: bool
+    check_order: bool
+    id_column: str | None
+    ask: Ask
+    say: Say
+    logit_models: list[str] = field(default_factory=list)
+
+
+def find_files(
+    given: Sequence[str], test: Sequence[str] = ()
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Files of out-of-fold and of test predictions by model name.
+
+    Parameters
+    ----------
+    given, test : sequence of str
+        Files, folders or patterns, each optionally ``NAME=``. Without `test`, those of `given`
+        whose names hold the word "test" are the test files.
+
+    Returns
+    -------
+    out_of_fold, test : dicts of model name to path
+
+    Raises
+    ------
+    ValueError
+        When two files have one name, or nothing is found.
+
+    Examples
+    --------
+    >>> find_files(["a=x/se101_oof.npy", "b=y.npy"], ["a=x/se101_test.npy"])
+    ({'a': 'x/se101_oof.npy', 'b': 'y.npy'}, {'a': 'x/se101_test.npy'})
+    """
+    first, second = _expand(given), _expand(test)
+    if not test:
+        second = [(name, path) for name, path in first if is_test_file(path)]
+        first = [(name, path) for name, path in first if not is_test_file(path)]
+    if not first:
+        raise ValueError(f"no file of out-of-fold predictions among {list(given)}.")
+    return _by_name(first), _by_name(second)
+
+
+def _expand(given: Sequence[str]) -> list[tuple[str, str]]:
+    found = []
+    for item in given:
+        name, equals, rest = item.partition("=")
+        path = rest if equals else item
+        if Path(path).is_dir():
+            names = sorted(str(p) for p in Path(path).iterdir() if p.suffix in _SUFFIXES)
+        else:
+            names = sorted(glob.glob(path)) or [path]  # noqa: PTH207, a pattern may be absolute
+        found += [(name if equals else model_name(n), n) for n in names]
+    return found
+
+
+# A folder usually holds the labels, too: tables in it are named one by one.
+_SUFFIXES = (".npy", ".npz", ".h5", ".hdf5", ".parquet")
+
+
+def _by_name(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+    names = [name for name, _ in pairs]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        files = [path for name, path in pairs if name == repeated[0]]
+        raise ValueError(f"files {files} would be one model, {repeated[0]!r}: give NAME=FILE.")
+    return dict(pairs)
+
+
+def import_predictions(
+    out: str | Path,
+    out_of_fold: Mapping[str, Any],
+    labels: str | Path,
+    *,
+    test: Mapping[str, Any] | None = None,
+    classes: str | Path | Sequence[str] | None = None,
+    image_ids: str | Path | Sequence[str] | None = None,
+    test_ids: str | Path | Sequence[str] | None = None,
+    metadata: str | Path | None = None,
+    id_column: str | None = None,
+    label_column: str | None = None,
+    logits: bool = False,
+    check_order: bool = True,
+    ask: Ask = _refuse,
+    say: Say = _silent,
+) -> FeatureStore:
+    r"""Make a store of out-of-fold predictions in files, and of test predictions beside them.
+
+    Parameters
+    ----------
+    out : path
+        The store; must not exist.
+    out_of_fold, test : mapping of model name to path, array or DataFrame
+        Files as in `read_predictions`. Arrays without names have the rows of `labels` (or
+        `image_ids`) and the columns of `classes`.
+    labels : path
+        CSV of ids and space-separated labels, or of ids and one 0/1 column for each class.
+    classes, image_ids, test_ids : path or sequence of str, optional
+        Names, one a line; of a CSV (a sample submission) the first column. Default classes: the
+        file's own; else the 0/1 columns of `labels`; else, for whole numbers, 0, 1, 2, ...;
+        else the names in `labels`, sorted, if they are as many as the columns.
+    metadata : path, optional
+        CSV of ids and any columns; ``split_group`` and ``fold`` are taken as such.
+    id_column, label_column : str, optional
+        Default: ``image_id`` and ``labels`` where there, else the first and the second column.
+    logits : bool, default False
+        Apply a sigmoid to values outside [0, 1] instead of refusing them.
+    check_order : bool, default True
+        Refuse out-of-fold predictions that do not fit the labels: rows or columns in another
+        order.
+    ask : callable, optional
+        Is asked a yes-or-no question where a mismatch has an obvious repair; default no.
+    say : callable, optional
+        Is told what was assumed.
+
+    Returns
+    -------
+    FeatureStore
+        Training images with labels, then test images without.
+
+    Raises
+    ------
+    ValueError
+        Naming the mismatch: models, ids, classes, shapes, range, order.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = (folder / "labels.csv").write_text("id,labels\n7,cat dog\n8,dog\n")
+    >>> oof = {"a": np.array([[0.9, 0.8], [0.2, 0.7]])}
+    >>> store = import_predictions(folder / "store", oof, folder / "labels.csv")
+    >>> store.classes.tolist(), store.image_ids.tolist(), store.labels.toarray().tolist()
+    (['cat', 'dog'], ['7', '8'], [[1, 1], [0, 1]])
+    """
+    how = _Request(logits, check_order, id_column, ask, say)
+    truth = read_label_file(labels, id_column, label_column)
+    known = _read_models(out_of_fold, how)
+    new = _read_models(test or {}, how)
+    _same_models(known, new)
+    names = _class_names(known, truth, classes, how)
+    ids = _row_names(known, read_names(image_ids), truth.image_ids, "labels", how)
+    new_ids = _row_names(new, read_names(test_ids), None, "test", how) if new else None
+    _refuse_shared(ids, new_ids)
+    probs = {model: _in_order(values, ids, names, model, how) for model, values in known.items()}
+    Y = truth.matrix(ids, names)
+    if check_order:
+        _check_order(probs, Y, how)
+    if new_ids is not None:
+        for model, values in new.items():
+            own = _in_order(values, new_ids, names, f"{model} (test)", how)
+            probs[model] = np.concatenate([probs[model], own])
+    everything = ids if new_ids is None else np.concatenate([ids, new_ids])
+    unlabelled = np.zeros((len(everything) - len(ids), len(names)), dtype=np.int8)
+    return FeatureStore.from_arrays(
+        out,
+        image_ids=everything,
+        classes=names,
+        probabilities=probs,
+        labels=np.concatenate([Y, unlabelled]),
+        labels_known=np.arange(len(everything)) < len(ids),
+        **_extra(metadata, everything, how),
+    )
+
+
+def _read_models(given: Mapping[str, Any], how: _Request) -> dict[str, Predictions]:
+    """Read files; one with several arrays gives several models."""
+    found: dict[str, Predictions] = {}
+    for name, source in given.items():
+        if isinstance(source, str | Path):
+            read = read_predictions(source, how.id_column)
+            found |= {name: next(iter(read.values()))} if len(read) == 1 else read
+        else:
+            found[name] = source if isinstance(source, pd.DataFrame) else np.asarray(source)
+    return found
+
+
+def _same_models(known: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    if new and set(new) != set(known):
+        raise ValueError(
+            f"models: out-of-fold predictions are of {sorted(known)}, test predictions of "
+            f"{sorted(new)}. Give NAME=FILE so that the names agree."
+        )
+
+
+def _class_names(
+    known: Mapping[str, Predictions], truth: LabelFile, classes: Any, how: _Request
+) -> NDArray[np.str_]:
+    """Names of the columns: given, in a file, or read off the labels."""
+    named = next((v for v in known.values() if isinstance(v, pd.DataFrame)), None)
+    n_columns = next(iter(known.values())).shape[1]
+    given = read_names(classes)
+    if given is None and named is not None:
+        return checks.as_names(named.columns, "class name")
+    if given is not None:
+        if len(given) != n_columns:
+            raise ValueError(
+                f"classes: {len(given):,} names for {n_columns:,} columns of predictions."
+            )
+        return checks.as_names(given, "class name")
+    names, why = truth.guess_classes(n_columns)
+    how.say(f"classes: {why}")
+    return names
+
+
+def _row_names(
+    models: Mapping[str, Predictions],
+    given: NDArray[np.str_] | None,
+    default: NDArray[np.str_] | None,
+    what: str,
+    how: _Request,
+) -> NDArray[np.str_]:
+    """Names of the rows: in a file, given, or those of the labels in their order."""
+    named = next((v for v in models.values() if isinstance(v, pd.DataFrame)), None)
+    if named is not None and given is None:
+        return checks.as_names(named.index, "image id")
+    n_rows = next(iter(models.values())).shape[0]
+    if given is None and default is None:
+        how.say(f'test images: no ids given, so they are "test0" to "test{n_rows - 1}"')
+        return np.array([f"test{i}" for i in range(n_rows)])
+    ids = default if given is None else given
+    assert ids is not None
+    for model, values in models.items():
+        if not isinstance(values, pd.DataFrame) and len(values) != len(ids):
+            raise ValueError(
+                f"shapes: model {model!r} has {len(values):,} rows, but there are {len(ids):,} "
+                f"image ids ({'given' if given is not None else 'lines of the ' + what}). Give "
+                "the ids of its rows in a file."
+            )
+    if given is None:
+        how.say(f"image ids: row k of the predictions is line k of the {what}")
+    return checks.as_names(ids, "image id")
+
+
+def _refuse_shared(ids: NDArray[np.str_], new: NDArray[np.str_] | None) -> None:
+    shared = [] if new is None else np.intersect1d(ids, new)
+    if len(shared):
+        raise ValueError(
+            f"ids: {len(shared):,} images are among the labelled and the test images, first: "
+            f"{checks.first_few(shared)}."
+        )
+
+
+def _in_order(
+    values: Predictions, ids: NDArray[np.str_], names: NDArray[np.str_], model: str, how: _Request
+) -> NDArray[np.float32]:
+    """Values realigned by name, in [0, 1], float32 (n_images, n_classes)."""
+    where = f"model {model!r}"
+    if isinstance(values, pd.DataFrame):
+        array = checks.align_frame(values, ids, names, where)
+    else:
+        array = values
+    if array.shape != (len(ids), len(names)):
+        raise ValueError(
+            f"shapes: {where} has shape {array.shape}; expected are {len(ids):,} images and "
+            f"{len(names):,} classes."
+        )
+    return _in_range(checks.as_float(array, where).astype(np.float32), where, how)
+
+
+def _in_range(array: NDArray[np.float32], where: str, how: _Request) -> NDArray[np.float32]:
+    if not np.isfinite(array).all():
+        row, column = np.argwhere(~np.isfinite(array))[0]
+        raise ValueError(f"range: {where} has NaN or infinity, first in row {row}, column {column}")
+    low, high = float(array.min()), float(array.max())
+    if low >= 0 and high <= 1:
+        return array
+    found = f"range: {where} has values from {low:.4g} to {high:.4g}, not probabilities"
+    if high <= 0 or low >= 0:
+        hint = "exponentiate log-probabilities" if high <= 0 else "divide percentages by 100"
+        raise ValueError(f"{found}: {hint} first.")
+    if not (how.logits or how.ask(f"{found}. Are they logits, shall a sigmoid be applied?")):
+        raise ValueError(f"{found}: apply a sigmoid if they are logits (logits=True, --logits).")
+    how.say(f"{where}: a sigmoid was applied")
+    return sigmoid(array)
+
+
+def _check_order(probs: Mapping[str, NDArray[Any]], Y: NDArray[np.int8], how: _Request) -> None:
+    """Refuse a model whose positives look no more probable than its negatives."""
+    n_positive = Y.sum(axis=0)
+    some = np.flatnonzero((n_positive > 0) & (n_positive < len(Y)))
+    if len(some) < FEWEST_CLASSES:
+        return
+    for model, values in probs.items():
+        inside = np.einsum("ic,ic->c", values[:, some], Y[:, some]) / n_positive[some]
+        overall = values[:, some].mean(axis=0, dtype=np.float64)
+        share = float((inside > overall).mean())
+        if share >= LEAST_ORDERED:
+            continue
+        found = (
+            f"order: model {model!r} gives true labels a higher probability in only {share:.0%} "
+            f"of {len(some):,} classes; unrelated rows give about 50%. Are its rows in the order "
+            "of the ids, its columns in the order of the classes?"
+        )
+        if not how.ask(f"{found} Import it all the same?"):
+            raise ValueError(f"{found} Give ids and classes (or check_order=False, --any-order).")
+
+
+def _extra(metadata: str | Path | None, ids: NDArray[np.str_], how: _Request) -> dict[str, Any]:
+    if metadata is None:
+        return {}
+    table = CsvReader(how.id_column or id_column_of(Path(metadata)))
+    return read_metadata(table(metadata, text=["split_group"]), pd.Index(ids), metadata)

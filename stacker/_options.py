@@ -1,0 +1,16 @@
+"""Arguments and options that several ``stacker`` commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["Average", "Beta", "Force", "Model", "Quiet", "Seed", "Store"]
+
+Store = Annotated[Path, typer.Argument(help="Feature store (a folder).", show_default=False)]
+Model = Annotated[Path, typer.Argument(help="Fitted model (a folder).", show_default=False)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No log and no progress.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace outputs that exist.")]
+Seed = Annotated[int, typer.Option("--random-state", help="Seed of everything random.")]
+Average = Annotated[str, typer.Option(help="F-beta over samples, macro or micro.")]
+Beta = Annotated[float, typer.Option(help="Weight of recall against precision.")]

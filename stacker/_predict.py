@@ -1,0 +1,77 @@
+"""The ``stacker predict`` command: a fitted model's label sets as a CSV."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import pandas as pd
+import typer
+
+from stacker._options import Force, Model, Quiet, Store
+from stacker._output import refuse_existing
+from stacker._progress import Log
+
+if TYPE_CHECKING:
+    from features.store import FeatureStore
+
+__all__ = ["EPILOG", "predict"]
+
+EPILOG = (
+    "Example: [bold]stacker predict model/ store/ --out predictions.csv[/bold]; for a competition "
+    "[bold]--like sample_submission.csv[/bold]. Images that have labels are left out, unless --all."
+)
+
+
+def predict(
+    model: Model,
+    store: Store,
+    out: Annotated[Path, typer.Option(help="CSV to write.", show_default=False)],
+    everything: Annotated[bool, typer.Option("--all", help="Labelled images, too.")] = False,
+    submission: Annotated[
+        str | None,
+        typer.Option(help="joined (labels in one column) or wide (0/1).", show_default=False),
+    ] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(help="Sample submission: its ids, order and columns.", show_default=False),
+    ] = None,
+    id_column: Annotated[str, typer.Option(help="Name of the first column.")] = "image_id",
+    label_column: Annotated[str, typer.Option(help="Name of the second column.")] = "labels",
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Predict label sets: a CSV of image_id and space-separated labels, or a submission."""
+    from features.store import FeatureStore
+    from stacker.estimator import PairStacker
+    from stacker.submission import write_submission
+
+    refuse_existing(out, force=force)
+    images = _choose_images(FeatureStore.open(store), like, everything=everything)
+    fitted = PairStacker.load(model)
+    write_submission(
+        out,
+        fitted.predict(images),
+        image_ids=images.image_ids,
+        classes=fitted.classes_,
+        form=submission,
+        like=like,
+        id_column=id_column,
+        label_column=label_column,
+        force=force,
+    )
+    Log(quiet=quiet)(f"{images.n_images:,} images written")
+    typer.echo(f"predictions: {out}")
+
+
+def _choose_images(store: FeatureStore, like: Path | None, *, everything: bool) -> FeatureStore:
+    """Images to predict: those of a sample submission, else those without labels, or all."""
+    whole = store.without_skipped()
+    if like is not None:
+        sample = pd.read_csv(like, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        return whole.subset(sample.iloc[:, 0].to_numpy(dtype=np.str_))
+    wanted = np.ones(whole.n_images, dtype=bool) if everything else ~whole.labels_known
+    if not wanted.any():
+        raise ValueError(f"every image of {store.path} has labels. Give --all to predict them too.")
+    return whole.subset(wanted)
