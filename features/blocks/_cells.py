@@ -8,7 +8,9 @@ matrix products; docs/features.md compares with a graph index.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numba import njit, prange
@@ -100,9 +102,14 @@ def search_cells(
     the same way in every batch.
     """
     # Products this small gain nothing from BLAS threads, and those would keep numba's waiting.
-    with _blas().limit(limits=1, user_api="blas"):
+    with blas_on_one_thread():
         for cell in np.flatnonzero(chosen.any(axis=0)):
             compare(np.flatnonzero(chosen[:, cell]), members[starts[cell] : starts[cell + 1]])
+
+
+def blas_on_one_thread() -> AbstractContextManager[Any]:
+    """Keep BLAS to the calling thread for the length of a with block."""
+    return _blas().limit(limits=1, user_api="blas")
 
 
 @lru_cache(maxsize=1)

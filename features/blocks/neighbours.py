@@ -12,14 +12,17 @@ only the nearest cells are looked through (`features/blocks/_cells.py`), O(n_ima
 n_dimensions), and "all together" chooses among what the spaces found. Vectors are int8.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
-from numba import njit, prange
+from numba import get_num_threads, njit, prange
 from numpy.typing import NDArray
 
 from features.blocks._cells import (
     Found,
     add_cosines,
     best_of,
+    blas_on_one_thread,
     chosen_cells,
     fit_cells,
     search_cells,
@@ -112,17 +115,35 @@ def nearest_images(batch: Batch, state: State, k: int) -> list[Found]:
 def _look_through_all(
     queries: dict[str, Codes], entry: NDArray[np.int64], state: State, found: list[Found]
 ) -> None:
-    """Compare with every training image, block by block."""
-    n_training, everyone = len(state["fold"]), np.arange(len(entry))
+    """Compare with every training image; every thread has queries of its own.
+
+    BLAS runs on one thread inside each: its own threads would keep the others waiting.
+    """
+    n_threads = min(get_num_threads(), len(entry))
+    parts = np.array_split(np.arange(len(entry)), max(n_threads, 1))
+    with blas_on_one_thread(), ThreadPoolExecutor(len(parts)) as pool:
+        list(pool.map(lambda some: _compare_some(some, queries, entry, state, found), parts))
+
+
+def _compare_some(
+    some: NDArray[np.int64],
+    queries: dict[str, Codes],
+    entry: NDArray[np.int64],
+    state: State,
+    found: list[Found],
+) -> None:
+    """Compare some queries with every training image, block by block."""
+    own = {name: Codes(query.values[some], query.norms[some]) for name, query in queries.items()}
+    n_training = len(state["fold"])
     for start in range(0, n_training, REFERENCE_BLOCK):
         block = np.arange(start, min(start + REFERENCE_BLOCK, n_training))
         fold = state["fold"][block]
-        total = np.zeros((len(entry), len(block)), dtype=np.float32)
-        for (name, query), best in zip(queries.items(), found[:-1], strict=True):
+        total = np.zeros((len(some), len(block)), dtype=np.float32)
+        for (name, query), best in zip(own.items(), found[:-1], strict=True):
             similarity = cosine(query, _reference(state, name, block))
-            _keep_best(similarity, everyone, block, entry, fold, *best)
+            _keep_best(similarity, some, block, entry, fold, *best)
             total += similarity
-        _keep_best(total / np.float32(len(queries)), everyone, block, entry, fold, *found[-1])
+        _keep_best(total / np.float32(len(own)), some, block, entry, fold, *found[-1])
 
 
 def _look_through_cells(
@@ -135,7 +156,7 @@ def _look_through_cells(
     def compare(some: NDArray[np.int64], block: NDArray[np.int64]) -> None:
         own = Codes(query.values[some], query.norms[some])
         similarity = cosine(own, _reference(state, name, block))
-        _keep_best(similarity, some, block, entry, state["fold"][block], *best)
+        _keep_best_together(similarity, some, block, entry, state["fold"][block], *best)
 
     search_cells(chosen_cells(query, centres, starts), members, starts, compare)
 
@@ -162,24 +183,37 @@ def cosine(left: Codes, right: Codes) -> Float:
     return product
 
 
-@njit(parallel=True, cache=True)
+@njit(cache=True, nogil=True)
 def _keep_best(similarity, queries, references, entry, fold, ids, best):  # type: ignore[no-untyped-def]
     """Merge similarities of some queries and images into the queries' sorted lists of k."""
-    k = best.shape[1]
+    for i in range(len(queries)):
+        q = queries[i]
+        _merge(similarity[i], references, entry[q], fold, ids[q], best[q])
+
+
+@njit(parallel=True, cache=True)
+def _keep_best_together(similarity, queries, references, entry, fold, ids, best):  # type: ignore[no-untyped-def]
+    """Do what `_keep_best` does, on all threads."""
     for i in prange(len(queries)):
         q = queries[i]
-        for r in range(len(references)):
-            value = similarity[i, r]
-            # Ties stay with the image seen first; those of the query's own fold are not seen.
-            if value <= best[q, k - 1] or fold[r] == entry[q]:
-                continue
-            place = k - 1
-            while place > 0 and best[q, place - 1] < value:
-                best[q, place] = best[q, place - 1]
-                ids[q, place] = ids[q, place - 1]
-                place -= 1
-            best[q, place] = value
-            ids[q, place] = references[r]
+        _merge(similarity[i], references, entry[q], fold, ids[q], best[q])
+
+
+@njit(cache=True)
+def _merge(similarity, references, own_fold, fold, ids, best):  # type: ignore[no-untyped-def]
+    """Insert one query's similarities into its sorted list."""
+    for r in range(len(references)):
+        value = similarity[r]
+        # Ties stay with the image seen first; those of the query's own fold are not seen.
+        if value <= best[-1] or fold[r] == own_fold:
+            continue
+        place = len(best) - 1
+        while place > 0 and best[place - 1] < value:
+            best[place] = best[place - 1]
+            ids[place] = ids[place - 1]
+            place -= 1
+        best[place] = value
+        ids[place] = references[r]
 
 
 @njit(parallel=True, cache=True)
