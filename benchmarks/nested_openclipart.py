@@ -14,6 +14,7 @@ split groups.
 """
 
 import argparse
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -34,6 +35,22 @@ STATS = [f"{s}_{c}" for s in ("mean", "median", "std", "max", "min") for c in "r
 STATS += ["brightness", "colourfulness", "longer_side", "height_over_width"]
 
 Data = tuple[Stack, csr_array, np.ndarray, np.ndarray]
+
+
+class KeptStacker(PairStacker):
+    """A `PairStacker` whose fits lie in a folder: a long run that was stopped goes on there."""
+
+    folder: Path
+
+    def fit(self, X: Stack, Y: csr_array, groups: Any = None, **given: Any) -> "KeptStacker":
+        """Read the fit on these images back, or make and keep it."""
+        images = hashlib.sha256("\n".join(X.image_ids.tolist()).encode()).hexdigest()[:16]
+        path = self.folder / images
+        if path.exists():
+            vars(self).update(vars(PairStacker.load(path)))
+        else:
+            super().fit(X, Y, groups=groups, **given).save(path)
+        return self
 
 
 def read(path: str) -> Data:
@@ -126,11 +143,16 @@ def main() -> None:
     parser.add_argument("--blocks", default="default", help="comma separated block names")
     parser.add_argument("--trials", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=None)
+    parser.add_argument("--keep", type=Path, help="folder of fits, to go on after a stop")
     parser.add_argument("--out", type=Path, help="write the rows as JSON")
     options = parser.parse_args()
     data = read(options.path)
     blocks = options.blocks if options.blocks == "default" else tuple(options.blocks.split(","))
-    model = PairStacker(blocks=blocks, n_trials=options.trials, n_jobs=options.jobs, random_state=0)
+    if options.keep:
+        options.keep.mkdir(parents=True, exist_ok=True)
+        KeptStacker.folder = options.keep
+    make = KeptStacker if options.keep else PairStacker
+    model = make(blocks=blocks, n_trials=options.trials, n_jobs=options.jobs, random_state=0)
     found = []
     if options.part == "folds":
         found += rows("openclipart", nested(data, model, AVERAGES))
