@@ -41,7 +41,7 @@ def space_from_tree(tree: Tree) -> LabelSpace:
 
 
 def stack_tree(stack: Stack) -> Tree:
-    """A stack as plain data."""
+    """Take a stack apart into plain data."""
     return {
         "probabilities": dict(stack.probabilities),
         "image_ids": stack.image_ids,

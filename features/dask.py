@@ -95,7 +95,7 @@ class Images:
 
     @classmethod
     def of_store(cls, store: FeatureStore, picked: NDArray[Any] | None = None) -> Images:
-        """Some images of a store, by position among those that the store's view shows."""
+        """Name some images of a store, by position among those that its view shows."""
         shown = np.arange(store.n_images) if store._rows is None else store._rows
         rows = shown if picked is None else shown[picked]
         if (np.diff(rows) <= 0).any():
@@ -263,7 +263,7 @@ def write_parts(
 
 
 def part_of(rows: PairRows, start: int, stop: int) -> dict[str, Any]:
-    """What a task has to know of the images of a range beside their predictions."""
+    """Give what a task has to know of a range beside the predictions."""
     return {
         "labels": rows.labels[start:stop],
         "labels_known": rows.labels_known[start:stop],

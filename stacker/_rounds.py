@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stacker.blend import weighted_log_loss
+from stacker.blend import log_losses, weighted_log_loss
 from stacker.boosters import SNAPSHOT_EVERY, FoldFit, Rows
 
 SHRINKAGES = np.linspace(0, 1, 11)
@@ -69,16 +69,12 @@ def choose_shrinkage(rows: Rows, raw: NDArray[np.float32], inside: NDArray[np.bo
     weight = None if rows.weight is None else rows.weight[inside]
     losses = [weighted_log_loss(base + np.float32(s) * own, label, weight) for s in SHRINKAGES]
     best = float(SHRINKAGES[int(np.argmin(losses))])
-    gain = _losses(base, label) - _losses(base + np.float32(best) * own, label)
+    gain = log_losses(base, label) - log_losses(base + np.float32(best) * own, label)
     image = rows.image[inside]
     per_image = np.bincount(image, gain)[np.unique(image)]
     if len(per_image) < 2 or per_image.mean() <= 2 * per_image.std(ddof=1) / len(per_image) ** 0.5:
         return 0.0
     return best
-
-
-def _losses(logits: NDArray[np.float32], label: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.maximum(logits, 0) - label * logits + np.log1p(np.exp(-np.abs(logits)))
 
 
 def _folds(fits: dict[str, dict[int, FoldFit]]) -> list[int]:

@@ -31,6 +31,8 @@ class TrainingSet:
         Their positions among all images.
     n_images : int
         All images.
+    store : FeatureStore or None
+        Where the images were read from.
     """
 
     stack: Stack
@@ -40,6 +42,7 @@ class TrainingSet:
     weight: NDArray[np.float32] | None
     picked: NDArray[np.intp]
     n_images: int
+    store: FeatureStore | None = None
 
 
 def read_training_set(
@@ -78,6 +81,7 @@ def read_training_set(
         weight=_take(_check_weight(sample_weight, len(stack)), picked),
         picked=picked,
         n_images=len(stack),
+        store=X if isinstance(X, FeatureStore) else None,
     )
 
 

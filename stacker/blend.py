@@ -289,9 +289,13 @@ def weighted_log_loss(
     >>> round(weighted_log_loss(np.zeros(2, np.float32), np.array([0, 1], np.float32)), 4)
     0.6931
     """
+    return float(np.average(log_losses(logits, labels), weights=weight))
+
+
+def log_losses(logits: NDArray[np.float32], labels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Log loss (nats) of each pair."""
     # log(1 + e^x) - y x, without overflow for large |x|.
-    losses = np.maximum(logits, 0) - labels * logits + np.log1p(np.exp(-np.abs(logits)))
-    return float(np.average(losses, weights=weight))
+    return np.maximum(logits, 0) - labels * logits + np.log1p(np.exp(-np.abs(logits)))
 
 
 def _labels(stack: Stack, Y: Any) -> csr_array:

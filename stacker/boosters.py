@@ -4,10 +4,8 @@ Rows are binned once and reused by every fold and by the last fit. The base's lo
 initial score (RECIPES E2), so a booster only learns what the base does not know.
 """
 
-import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Protocol
 
 import lightgbm as lgb
@@ -17,6 +15,13 @@ from numpy.typing import NDArray
 
 from features.assemble import PairFeatures
 from features.schema import Stack
+from stacker._booster_params import (
+    LIGHTGBM_DEFAULTS,
+    XGBOOST_DEFAULTS,
+    check_params,
+    lightgbm_names,
+    xgboost_names,
+)
 from stacker.blend import weighted_log_loss
 
 Float = NDArray[np.float32]
@@ -27,38 +32,6 @@ SNAPSHOT_EVERY = 10  # rounds between two looks at the held-out rows
 # leaves a third of the rows and the same held-out loss.
 EASY = 0.01
 EASY_KEPT = 0.1
-
-# Large leaves and strong shrinkage: pair rows are many, but a class has few positives.
-LIGHTGBM_DEFAULTS: dict[str, Any] = {
-    "objective": "binary",
-    "learning_rate": 0.05,
-    "num_leaves": 31,
-    "min_data_in_leaf": 100,
-    "feature_fraction": 0.4,
-    "bagging_fraction": 0.8,
-    "bagging_freq": 1,
-    "lambda_l2": 10.0,
-    "max_bin": 127,
-    "boost_from_average": False,
-    "deterministic": True,
-    "force_row_wise": True,
-    "verbosity": -1,
-}
-XGBOOST_DEFAULTS: dict[str, Any] = {
-    "objective": "binary:logistic",
-    "tree_method": "hist",
-    "learning_rate": 0.05,
-    "max_leaves": 31,
-    "max_depth": 0,
-    "grow_policy": "lossguide",
-    "min_child_weight": 5.0,
-    "colsample_bytree": 0.4,
-    "subsample": 0.8,
-    "reg_lambda": 10.0,
-    "max_bin": 127,
-    "base_score": 0.5,
-    "verbosity": 0,
-}
 
 
 @dataclass
@@ -78,6 +51,8 @@ class Rows:
     start : float32 array of shape (n_rows,)
         Initial score of the boosters.
     weight : float32 array of shape (n_rows,) or None
+    far : stacker._dask.Far or None
+        Where the features are on a Dask cluster.
     """
 
     features: PairFeatures
@@ -90,6 +65,7 @@ class Rows:
     base: Float
     start: Float
     weight: Float | None = None
+    far: Any = None
 
     def __len__(self) -> int:
         return len(self.image)
@@ -181,7 +157,7 @@ class LightGBMBooster:
     name = "lightgbm"
 
     def __init__(self, params: dict[str, Any], n_jobs: int | None, random_state: int) -> None:
-        check_params(params, _lightgbm_names(), "LightGBM")
+        check_params(params, lightgbm_names(), "LightGBM")
         self.params = {
             **LIGHTGBM_DEFAULTS,
             **params,
@@ -242,8 +218,19 @@ class LightGBMBooster:
 
     def correction(self, features: Float) -> Float:
         """Correction to the base's logit of (n_rows, n_columns) features."""
-        threads = self.params["num_threads"]
-        raw = self.booster_.predict(features, raw_score=True, num_threads=threads)
+        return self.margin(features, 0, -1)
+
+    def margin(self, features: Float, first: int, stop: int) -> Float:
+        """Sum of the trees of rounds first .. stop - 1 (-1: to the last), float32 (n_rows,)."""
+        if not len(features):
+            return np.empty(0, dtype=np.float32)
+        raw = self.booster_.predict(
+            features,
+            start_iteration=first,
+            num_iteration=stop - first if stop >= 0 else -1,
+            raw_score=True,
+            num_threads=self.params["num_threads"],
+        )
         return np.asarray(raw, dtype=np.float32)
 
     def contributions(self, features: Float) -> Float:
@@ -274,7 +261,7 @@ class XGBoostBooster:
     def __init__(
         self, params: dict[str, Any], n_jobs: int | None, random_state: int, device: str = "cpu"
     ) -> None:
-        check_params(params, _xgboost_names(), "XGBoost")
+        check_params(params, xgboost_names(), "XGBoost")
         self.params = {
             **XGBOOST_DEFAULTS,
             **params,
@@ -321,8 +308,15 @@ class XGBoostBooster:
 
     def correction(self, features: Float) -> Float:
         """Correction to the base's logit of (n_rows, n_columns) features."""
+        return self.margin(features, 0, 0)
+
+    def margin(self, features: Float, first: int, stop: int) -> Float:
+        """Sum of the trees of rounds first .. stop - 1 (0: to the last), float32 (n_rows,)."""
         margin = self.booster_.inplace_predict(
-            features, predict_type="margin", base_margin=np.zeros(len(features), np.float32)
+            features,
+            iteration_range=(first, stop),
+            predict_type="margin",
+            base_margin=np.zeros(len(features), np.float32),
         )
         return np.asarray(margin, dtype=np.float32)
 
@@ -349,56 +343,6 @@ class XGBoostBooster:
 
 
 BOOSTERS: dict[str, Any] = {"lightgbm": LightGBMBooster, "xgboost": XGBoostBooster}
-
-
-_XGBOOST_NAMES = [
-    "alpha",
-    "base_score",
-    "booster",
-    "colsample_bylevel",
-    "colsample_bynode",
-    "colsample_bytree",
-    "device",
-    "disable_default_eval_metric",
-    "eta",
-    "eval_metric",
-    "gamma",
-    "grow_policy",
-    "interaction_constraints",
-    "lambda",
-    "learning_rate",
-    "max_bin",
-    "max_cached_hist_node",
-    "max_cat_threshold",
-    "max_cat_to_onehot",
-    "max_delta_step",
-    "max_depth",
-    "max_leaves",
-    "min_child_weight",
-    "min_split_loss",
-    "monotone_constraints",
-    "normalize_type",
-    "nthread",
-    "num_parallel_tree",
-    "objective",
-    "one_drop",
-    "process_type",
-    "rate_drop",
-    "refresh_leaf",
-    "reg_alpha",
-    "reg_lambda",
-    "sample_type",
-    "sampling_method",
-    "scale_pos_weight",
-    "seed",
-    "seed_per_iteration",
-    "skip_drop",
-    "subsample",
-    "tree_method",
-    "updater",
-    "validate_parameters",
-    "verbosity",
-]
 
 
 class _Follower:
@@ -471,29 +415,5 @@ class _XGBoostBatches(xgb.DataIter):
         self.stream = self.rows.batches()
 
 
-def check_params(params: dict[str, Any], known: frozenset[str], library: str) -> None:
-    """Refuse a parameter that the library does not know, naming the nearest one that it does."""
-    for name in params:
-        if name not in known:
-            near = difflib.get_close_matches(name, sorted(known), n=5)
-            # Libraries know aliases of one letter's difference: name the one people write.
-            usual = [n for n in near if n in LIGHTGBM_DEFAULTS or n in XGBOOST_DEFAULTS]
-            hint = f" Did you mean {(usual or near)[0]!r}?" if near else ""
-            raise ValueError(f"booster_params: {library} has no parameter {name!r}.{hint}")
-
-
 def _categorical(rows: Rows) -> list[int]:
     return [i for i, column in enumerate(rows.features.columns_) if column.name == "class_id"]
-
-
-@lru_cache(maxsize=1)
-def _lightgbm_names() -> frozenset[str]:
-    """Every parameter and alias that the installed LightGBM knows."""
-    aliases = lgb.basic._ConfigAliases._get_all_param_aliases()
-    return frozenset(aliases) | {alias for names in aliases.values() for alias in names}
-
-
-@lru_cache(maxsize=1)
-def _xgboost_names() -> frozenset[str]:
-    """Parameters of XGBoost's tree boosters and of its learner."""
-    return frozenset(_XGBOOST_NAMES)

@@ -69,7 +69,8 @@ class PairStacker(BaseEstimator):
         Over the defaults of the booster; unknown names are refused. ``"monotone": True`` keeps
         the probability from falling where the blended one rises.
     dask : str or None
-        Scheduler address, or "current".
+        Scheduler address of a cluster, or "current" for the active client: features, boosting
+        and predictions run on its workers (docs/scale.md).
     device : {"cpu", "cuda"}
     max_memory : str or int
         Bound on the working memory of the pair rows.
@@ -206,8 +207,11 @@ class PairStacker(BaseEstimator):
                 f"The 'decision' parameter must be 'auto' or an FBetaDecision. "
                 f"Got {self.decision!r} instead."
             )
-        if self.dask is not None:
-            raise NotImplementedError("dask is not built yet: leave its default.")
+        if not (self.dask is None or isinstance(self.dask, str)):
+            raise ValueError(
+                f"The 'dask' parameter must be None, a scheduler's address or 'current'. "
+                f"Got {self.dask!r} instead."
+            )
         parse_bytes(self.max_memory)
 
     def _booster_names(self) -> tuple[str, ...]:
@@ -245,13 +249,7 @@ class PairStacker(BaseEstimator):
             whole=groups is None and not isinstance(self.cv, int),
             random_state=self.random_state or 0,
         )
-        self.features_ = PairFeatures(
-            blocks=self.blocks,
-            candidates=self.candidates,
-            max_memory=self.max_memory,
-            n_jobs=self.n_jobs,
-            random_state=self.random_state or 0,
-        ).fit(stack, labels, fine)
+        self.features_, far = self._fit_features(train, fine)
         self.columns_ = self.features_.columns_
         self.feature_names_ = self.features_.feature_names_
         self.candidate_recall_ = self.features_.candidate_recall_
@@ -275,8 +273,26 @@ class PairStacker(BaseEstimator):
             base=logit(base[image, cls]),
             start=logit(start[image, cls]),
             weight=None if train.weight is None else train.weight[image],
+            far=far,
         )
         return rows, base
+
+    def _fit_features(
+        self, train: TrainingSet, fold: NDArray[np.int64]
+    ) -> tuple[PairFeatures, Any]:
+        """Fit the feature blocks, here or on a Dask worker."""
+        settings = {
+            "blocks": self.blocks,
+            "candidates": self.candidates,
+            "max_memory": self.max_memory,
+            "random_state": self.random_state or 0,
+        }
+        if self.dask is None:
+            features = PairFeatures(**settings, n_jobs=self.n_jobs)
+            return features.fit(train.stack, train.labels, fold), None
+        from stacker._dask import fit_far
+
+        return fit_far(self.dask, train, fold, settings)
 
     def _boost(self, rows: Rows) -> Stages:
         """Cross-validate the boosters, choose rounds and shrinkage, fit on all rows."""
@@ -304,7 +320,11 @@ class PairStacker(BaseEstimator):
 
     def _drop_class_id(self, adapter: Any, binned: Any, rows: Rows) -> None:
         """Leave the class id out where held-out folds do not choose it."""
-        if adapter.name != "lightgbm" or CLASS_ID not in self.feature_names_:
+        if (
+            adapter.name != "lightgbm"
+            or self.dask is not None
+            or CLASS_ID not in self.feature_names_
+        ):
             return
         if not class_id_pays(adapter, binned, rows, self.columns_):
             adapter.params = without_class_id(adapter.params, self.columns_)
@@ -312,6 +332,11 @@ class PairStacker(BaseEstimator):
     def _adapter(self, name: str) -> Any:
         params = monotone_params(dict(self.booster_params or {}), self.columns_, name)
         seed = self.random_state or 0
+        if self.dask is not None:
+            from stacker._dask import DASK_BOOSTERS
+
+            device = {"device": self.device} if name == "xgboost" else {}
+            return DASK_BOOSTERS[name](params, seed, **device)
         if name == "xgboost":
             return BOOSTERS[name](params, self.n_jobs, seed, self.device)
         return BOOSTERS[name](
@@ -374,13 +399,23 @@ class PairStacker(BaseEstimator):
         if self.shrinkage_ == 0:
             return out
         out = out.copy()
-        for batch in self.features_.batches(stack):
-            corrections = [booster.correction(batch.features) for booster in self.boosters_]
-            image, cls = batch.row_image, batch.row_class
-            boosted = logit(start[image, cls]) + np.mean(corrections, axis=0)
+        for image, cls, correction in self._corrections(X, stack):
+            boosted = logit(start[image, cls]) + correction
             base = logit(out[image, cls])
             out[image, cls] = sigmoid(base + np.float32(self.shrinkage_) * (boosted - base))
         return out
+
+    def _corrections(self, X: Any, stack: Stack) -> Any:
+        """Image, class and mean correction of the boosters, a batch of rows at a time."""
+        if self.dask is not None:
+            from stacker._dask import corrections, images_of
+
+            images = images_of(X, stack)
+            yield from corrections(self.dask, self.features_, self.boosters_, images)
+            return
+        for batch in self.features_.batches(stack):
+            parts = [booster.correction(batch.features) for booster in self.boosters_]
+            yield batch.row_image, batch.row_class, np.mean(parts, axis=0)
 
     def predict(self, X: Any) -> NDArray[np.int8]:
         """Label sets, int8 (n_images, n_classes)."""
