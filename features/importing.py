@@ -27,9 +27,9 @@ from features.store import FeatureStore
 
 __all__ = ["find_files", "import_predictions", "read_predictions"]
 
-# Share of classes whose positives must look more probable than their negatives; unrelated rows
-# give about a half.
-LEAST_ORDERED = 0.65
+# Share of classes whose positives must look more probable than the others, and how many standard
+# errors more over all classes; unrelated rows give about a half, and 0.
+LEAST_ORDERED, LEAST_Z = 0.65, 4.0
 FEWEST_CLASSES = 5  # with fewer the share says little
 
 Ask = Callable[[str], bool]
@@ -330,16 +330,20 @@ def _check_order(probs: Mapping[str, NDArray[Any]], Y: NDArray[np.int8], how: _R
     some = np.flatnonzero((n_positive > 0) & (n_positive < len(Y)))
     if len(some) < FEWEST_CLASSES:
         return
+    n = n_positive[some]
     for model, values in probs.items():
-        inside = np.einsum("ic,ic->c", values[:, some], Y[:, some]) / n_positive[some]
-        overall = values[:, some].mean(axis=0, dtype=np.float64)
-        share = float((inside > overall).mean())
-        if share >= LEAST_ORDERED:
+        seen = values[:, some]
+        gain = np.einsum("ic,ic->c", seen, Y[:, some]) / n - seen.mean(axis=0, dtype=np.float64)
+        # Of the mean of n out of N values, drawn without replacement.
+        error = seen.std(axis=0, dtype=np.float64) * np.sqrt((len(Y) - n) / (n * (len(Y) - 1)))
+        z = float((gain / np.maximum(error, 1e-12)).sum() / np.sqrt(len(some)))
+        share = float((gain > 0).mean())
+        if share >= LEAST_ORDERED and z >= LEAST_Z:
             continue
         found = (
-            f"order: model {model!r} gives true labels a higher probability in only {share:.0%} "
-            f"of {len(some):,} classes; unrelated rows give about 50%. Are its rows in the order "
-            "of the ids, its columns in the order of the classes?"
+            f"order: model {model!r} gives true labels a higher probability than others in "
+            f"{share:.0%} of {len(some):,} classes, {z:.1f} standard errors from chance. Are its "
+            "rows in the order of the ids, its columns in the order of the classes?"
         )
         if not how.ask(f"{found} Import it all the same?"):
             raise ValueError(f"{found} Give ids and classes (or check_order=False, --any-order).")

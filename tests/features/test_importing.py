@@ -1,0 +1,204 @@
+"""Predictions in files to a store: every kind of file, every mismatch by name."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from features.importing import find_files, import_predictions, read_predictions
+
+CLASSES = ["bee", "cat", "dog", "owl", "pig", "yak"]
+
+
+@pytest.fixture
+def case(tmp_path, rng):
+    """60 labelled and 20 test images of 6 classes, two models, and the labels' CSV."""
+    Y = (rng.random((60, 6)) < 0.4).astype(np.int8)
+    Y[0] = 1
+    models = {m: (0.6 * Y + 0.4 * rng.random(Y.shape)).astype(np.float32) for m in ("a", "b")}
+    test = {m: rng.random((20, 6)).astype(np.float32) for m in models}
+    ids = np.array([f"im{i}" for i in range(60)])
+    names = [" ".join(np.array(CLASSES)[row > 0]) for row in Y]
+    pd.DataFrame({"id": ids, "attribute_ids": names}).to_csv(tmp_path / "labels.csv", index=False)
+    return {"Y": Y, "oof": models, "test": test, "ids": ids, "folder": tmp_path}
+
+
+def write(kind, values, ids, folder):
+    """Write two models' predictions as one kind of file; what `import_predictions` is given."""
+    if kind in ("npz", "h5"):
+        path = folder / f"all.{kind}"
+        if kind == "npz":
+            np.savez(path, **values, image_id=ids, classes=np.array(CLASSES))
+        else:
+            h5py = pytest.importorskip("h5py")
+            with h5py.File(path, "w") as file:
+                for name, array in values.items():
+                    file[f"oof/{name}"] = array
+                file["image_id"] = ids.astype(object)
+                file["classes"] = np.array(CLASSES).astype(object)
+        return {"all": path}
+    paths = {name: folder / f"{name}_oof.{kind}" for name in values}
+    for name, array in values.items():
+        frame = pd.DataFrame(array, pd.Index(ids, name="image_id"), CLASSES)
+        if kind == "npy":
+            np.save(paths[name], array)
+        elif kind == "csv":
+            frame.to_csv(paths[name])
+        else:
+            frame.to_parquet(paths[name])
+    return paths
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "h5", "csv", "parquet"])
+def test_every_kind_of_file_gives_the_same_store(case, kind):
+    """A reader transposes, reorders or rounds."""
+    files = write(kind, case["oof"], case["ids"], case["folder"])
+    store = import_predictions(case["folder"] / "s", files, case["folder"] / "labels.csv")
+    assert store.classes.tolist() == CLASSES
+    assert store.image_ids.tolist() == case["ids"].tolist()
+    np.testing.assert_array_equal(store.labels.toarray(), case["Y"])
+    for model, values in case["oof"].items():
+        np.testing.assert_allclose(store.probability_array(model), values, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["npz", "csv", "parquet"])
+def test_named_rows_and_columns_in_any_order_are_realigned(case, kind):
+    """A file sorted otherwise than the labels."""
+    order = np.random.default_rng(1).permutation(60)
+    shuffled = {m: v[order] for m, v in case["oof"].items()}
+    files = write(kind, shuffled, case["ids"][order], case["folder"])
+    store = import_predictions(case["folder"] / "s", files, case["folder"] / "labels.csv")
+    for model, values in case["oof"].items():
+        got = store.probabilities(model).loc[case["ids"], CLASSES]
+        np.testing.assert_allclose(got, values, rtol=1e-6)
+
+
+def test_test_images_stand_after_the_labelled_ones_without_labels(case):
+    """Test predictions get the labels of nobody, and their own ids."""
+    (case["folder"] / "ids.txt").write_text("\n".join(f"t{i}" for i in range(20)) + "\n")
+    store = import_predictions(
+        case["folder"] / "s",
+        case["oof"],
+        case["folder"] / "labels.csv",
+        test=case["test"],
+        test_ids=case["folder"] / "ids.txt",
+    )
+    assert store.labels_known.tolist() == [True] * 60 + [False] * 20
+    assert store.image_ids[60:].tolist() == [f"t{i}" for i in range(20)]
+    np.testing.assert_allclose(store.probability_array("a")[60:], case["test"]["a"])
+
+
+def test_wide_labels_and_numbered_labels_name_the_classes(case):
+    """A 0/1 table brings its columns; numbers are positions, not strings sorted as text."""
+    table = pd.DataFrame(case["Y"], pd.Index(case["ids"], name="image_id"), CLASSES[::-1])
+    table.to_csv(case["folder"] / "wide.csv")
+    store = import_predictions(case["folder"] / "w", case["oof"], case["folder"] / "wide.csv")
+    assert store.classes.tolist() == CLASSES[::-1]
+    wide = np.zeros((60, 12), dtype=np.float32)
+    wide[:, ::2] = case["oof"]["a"]
+    numbers = [" ".join(map(str, 2 * np.flatnonzero(row))) for row in case["Y"]]
+    frame = pd.DataFrame({"id": case["ids"], "attribute_ids": numbers})
+    frame.to_csv(case["folder"] / "numbers.csv", index=False)
+    store = import_predictions(case["folder"] / "n", {"a": wide}, case["folder"] / "numbers.csv")
+    assert store.classes.tolist() == [str(c) for c in range(12)]
+    np.testing.assert_array_equal(store.labels.toarray()[:, ::2], case["Y"])
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda v: v[:50], "shapes: model 'b' has 50 rows, but there are 60 image ids"),
+        (lambda v: v[:, :5], r"shapes: model 'b' has shape \(60, 5\)"),
+        (lambda v: np.log(v / (1 - v)), "range: model 'b' has values from -.*sigmoid"),
+        (lambda v: v * 100, "divide percentages by 100"),
+        (lambda v: np.log(v), "exponentiate log-probabilities"),
+        (lambda v: np.where(v > 0.9, np.nan, v), "range: model 'b' has NaN or infinity"),
+        (lambda v: v[::-1].copy(), "order: model 'b' gives true labels a higher probability"),
+        (lambda v: np.roll(v, 1, axis=1), "order: model 'b'"),
+    ],
+)
+def test_a_mismatch_is_named(case, change, match):
+    """Rows, columns, range or order of one model do not fit: which, and what to do."""
+    with np.errstate(all="ignore"):
+        given = {"a": case["oof"]["a"], "b": change(np.clip(case["oof"]["b"], 0.01, 0.99))}
+    with pytest.raises(ValueError, match=match):
+        import_predictions(case["folder"] / "s", given, case["folder"] / "labels.csv")
+    assert not (case["folder"] / "s").exists()
+
+
+def test_names_that_do_not_fit_are_told(case):
+    """Models of train and test differ, labels are no classes, an id is missing or in both."""
+    labels = case["folder"] / "labels.csv"
+    out = case["folder"] / "s"
+    with pytest.raises(ValueError, match=r"models: .* \['a', 'b'\].* \['a'\]"):
+        import_predictions(out, case["oof"], labels, test={"a": case["test"]["a"]})
+    with pytest.raises(ValueError, match=r"classes: .*'bee'"):
+        import_predictions(out, case["oof"], labels, classes=["x", *CLASSES[1:]])
+    with pytest.raises(ValueError, match="classes: 5 names for 6 columns"):
+        import_predictions(out, case["oof"], labels, classes=CLASSES[1:])
+    frame = pd.DataFrame(case["oof"]["a"], case["ids"], CLASSES)
+    more = pd.concat([frame, frame.iloc[:1].rename(index={"im0": "new"})])
+    with pytest.raises(ValueError, match=r"ids: .*1 of 61 expected image ids are missing"):
+        import_predictions(out, {"a": more}, labels)
+    with pytest.raises(ValueError, match="ids: 20 images are among"):
+        import_predictions(
+            out, case["oof"], labels, test=case["test"], test_ids=case["ids"][:20].tolist()
+        )
+
+
+def test_a_repair_is_made_when_asked_for_or_agreed_to(case):
+    """The question names the mismatch; the answer yes repairs it."""
+    logits = {m: np.log(v / (1 - v)) for m, v in case["oof"].items()}
+    asked = []
+    store = import_predictions(
+        case["folder"] / "s",
+        logits,
+        case["folder"] / "labels.csv",
+        ask=lambda question: asked.append(question) or True,
+    )
+    assert len(asked) == 2
+    assert "range: model 'a'" in asked[0]
+    np.testing.assert_allclose(store.probability_array("a"), case["oof"]["a"], atol=1e-6)
+    turned = {"a": case["oof"]["a"][::-1].copy()}
+    path = case["folder"] / "t"
+    import_predictions(path, turned, case["folder"] / "labels.csv", check_order=False)
+    assert path.exists()
+
+
+def test_metadata_brings_split_groups(case):
+    """Groups and other columns of a CSV, in any order of rows."""
+    frame = pd.DataFrame({"image_id": case["ids"], "split_group": np.arange(60) // 2, "year": 7})
+    frame[::-1].to_csv(case["folder"] / "meta.csv", index=False)
+    store = import_predictions(
+        case["folder"] / "s",
+        case["oof"],
+        case["folder"] / "labels.csv",
+        metadata=case["folder"] / "meta.csv",
+    )
+    assert store.split_group.tolist() == [str(i // 2) for i in range(60)]
+    assert store.metadata["year"].eq(7).all()
+
+
+def test_files_are_told_apart_and_named_by_their_names(tmp_path):
+    """Folders and patterns; "test" in a name; two files of one name are refused."""
+    for name in ("a_oof.npy", "a_test.npy", "latest_oof.npy", "latest_test.npy", "notes.md"):
+        (tmp_path / name).write_bytes(b"")
+    oof, test = find_files([str(tmp_path)])
+    assert sorted(oof) == sorted(test) == ["a", "latest"]
+    assert find_files([f"{tmp_path}/*_oof.npy"], [f"{tmp_path}/*_test.npy"]) == (oof, test)
+    with pytest.raises(ValueError, match="would be one model, 'a': give NAME=FILE"):
+        find_files([f"{tmp_path}/a_oof.npy", "other/a.npy"])
+
+
+def test_one_array_of_a_file_is_taken_by_its_key(tmp_path):
+    """``FILE:KEY``; an unknown key lists those there; objects are refused."""
+    np.savez(tmp_path / "x.npz", one=np.zeros((2, 3)), two=np.ones((2, 3)), k=np.arange(4))
+    found = read_predictions(f"{tmp_path}/x.npz:two")
+    assert {name: values.sum() for name, values in found.items()} == {"two": 6}
+    assert sorted(read_predictions(tmp_path / "x.npz")) == ["one", "two"]
+    with pytest.raises(ValueError, match="no array 'three'; it has"):
+        read_predictions(f"{tmp_path}/x.npz:three")
+    np.save(tmp_path / "o.npy", np.array([["a", None]], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match="holds Python objects"):
+        read_predictions(tmp_path / "o.npy")
+    with pytest.raises(ValueError, match="are read from"):
+        read_predictions(__file__)
