@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint types notebooks bench slow peers clean help
+.PHONY: demo test browser-test lint types notebooks bench slow peers clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -20,6 +20,11 @@ demo: $(STAMP)  ## real images to label sets: prints the table, writes report.ht
 
 test: $(STAMP)  ## unit and end-to-end tests, doctests, README's Python blocks
 	$(BIN)/python -m pytest
+
+browser-test: $(STAMP)  ## the report in headless Chromium; installs Chromium where apt-get can
+	command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \
+	  { apt-get update && apt-get install --yes --no-install-recommends chromium; }
+	$(BIN)/python -m pytest tests/stacker/test_report_browser.py
 
 slow: $(STAMP)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

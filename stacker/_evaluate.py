@@ -23,7 +23,6 @@ from stacker.evaluation import (
     score_by_bin,
     score_methods,
 )
-from stacker.explain import explain
 from stacker.report import HeldOut
 
 __all__ = ["Evaluation", "evaluate", "evaluate_model", "held_out_of", "training_labels"]
@@ -204,44 +203,7 @@ def held_out_of(model: Any, store: Any, *, n: int = 1000) -> HeldOut:
     labels = labels_for(model, store)
     methods = _base_and_stack(model, align_stack(read_stack(stack), model.seen_))
     table = score_methods(labels, methods, store.split_group, beta=float(model.beta), n=n)
-    return HeldOut(
-        store.image_ids, labels, methods, table, explained_changes(model, stack, methods)
-    )
-
-
-def explained_changes(
-    model: Any, stack: Any, methods: dict[str, Predictions], n_images: int = 8
-) -> list[dict[str, Any]]:
-    """Explain the images whose label sets differ the most between stack and base.
-
-    Returns
-    -------
-    list of dicts
-        ``image``, ``label``, ``change``, ``base``, ``stack`` (probabilities) and ``reasons``:
-        the four largest contributions as (block, log-odds).
-    """
-    ours, theirs = (next(iter(methods[m].sets.values())) for m in ("stack", "base"))
-    differing = np.asarray((csr_array(ours) != csr_array(theirs)).sum(axis=1)).ravel()
-    rows = []
-    for image in np.argsort(-differing, kind="stable")[:n_images]:
-        if not differing[image]:
-            break
-        table = explain(model, stack, int(image))
-        blocks = table.columns[list(table.columns).index("correction") + 1 :]
-        for label, row in table.head(6).iterrows():
-            parts = row[blocks].astype(float)
-            top = parts.abs().sort_values(ascending=False, kind="stable").index[:4]
-            rows.append(
-                {
-                    "image": str(stack.image_ids[image]),
-                    "label": str(label),
-                    "change": row["change"],
-                    "base": float(row["base"]),
-                    "stack": float(row["stack"]),
-                    "reasons": [(str(name), float(parts[name])) for name in top],
-                }
-            )
-    return rows
+    return HeldOut(store.image_ids, labels, methods, table, stack, store.split_group)
 
 
 def training_labels(model: Any, store: Any) -> csr_array:

@@ -14,7 +14,7 @@ from scipy.sparse import csr_array
 
 from stacker.fbeta import fbeta_per_image
 
-__all__ = ["Card", "data_uri", "gallery"]
+__all__ = ["Card", "data_uri", "gallery", "thumbnail_uri"]
 
 # Formats that every browser shows, by their first bytes; SVG is left out, it can hold scripts.
 SIGNATURES = {
@@ -23,7 +23,7 @@ SIGNATURES = {
     b"GIF8": "image/gif",
     b"RIFF": "image/webp",
 }
-MAX_BYTES = 150_000
+MAX_BYTES, SMALL_BYTES = 150_000, 30_000
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,20 @@ def data_uri(file: bytes | None) -> str:
     return f"data:{mime};base64,{base64.b64encode(file).decode('ascii')}" if file else ""
 
 
+def thumbnail_uri(file: bytes | None, side: int = 160) -> str:
+    """Give an image file as a small ``data:`` URI; without pillow, only if the file is small.
+
+    Examples
+    --------
+    >>> thumbnail_uri(None), thumbnail_uri(b"<svg onload=alert(1)>")
+    ('', '')
+    """
+    if file is None:
+        return ""
+    small = _thumbnail(file, side) or (file if len(file) <= SMALL_BYTES else None)
+    return data_uri(small)
+
+
 def _thumbnail(file: bytes, side: int = 320) -> bytes:
     """Shrink an image to a small JPEG; b"" if it is none or pillow is not installed."""
     try:
@@ -152,7 +166,17 @@ def _thumbnail(file: bytes, side: int = 320) -> bytes:
     try:
         with Image.open(io.BytesIO(file)) as image:
             image.thumbnail((side, side))
-            image.convert("RGB").save(out, "JPEG", quality=80)
+            _on_white(image).save(out, "JPEG", quality=80)
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
         return b""
     return out.getvalue()
+
+
+def _on_white(image: Any) -> Any:
+    """Give the image as RGB; what is transparent becomes white, not black."""
+    from PIL import Image
+
+    if image.mode in ("RGB", "L", "CMYK"):
+        return image.convert("RGB")
+    own = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", own.size, "white"), own).convert("RGB")

@@ -300,11 +300,11 @@ def report(
     ] = None,
     images: Annotated[
         Path | None,
-        typer.Option(help="Folder or zip of that store's images.", show_default=False),
+        typer.Option(help="Folder or zip of the images, for pictures.", show_default=False),
     ] = None,
     trained_on: Annotated[
         Path | None,
-        typer.Option(help="Store the model was fitted on: adds the curves.", show_default=False),
+        typer.Option(help="Store it was fitted on: curves, data checks.", show_default=False),
     ] = None,
     force: Force = False,
     quiet: Quiet = False,
@@ -321,13 +321,12 @@ def report(
         labelled = _labelled(_open(store))
         Log(quiet=quiet)(f"predicting {labelled.n_images:,} images")
         held_out = held_out_of(fitted, labelled)
-    train_labels = None
-    if trained_on is not None:
-        train_labels = training_labels(fitted, _labelled(_open(trained_on)))
+    known = None if trained_on is None else _labelled(_open(trained_on))
     write_report(
         out,
         fitted,
-        train_labels=train_labels,
+        train_labels=None if known is None else training_labels(fitted, known),
+        train=None if known is None else known.to_stack(),
         held_out=held_out,
         read_image=None if images is None else image_reader(images),
         title=f"pairstack: {model.name}",

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from features.schema import Stack
 from features.store import FeatureStore
 from stacker._compare import OutOfFold, decide_methods, fit_blends
 from stacker._output import temporary_beside, write_text
@@ -129,6 +130,7 @@ def run_demo(
         report,
         fitted.model,
         train_labels=fitted.train_labels,
+        train=fitted.train,
         held_out=fitted.held_out,
         read_image=_archive_reader(data),
         title="pairstack on openclipart",
@@ -283,6 +285,7 @@ def _run_tool(module: str, name: str, arguments: Sequence[str], log: Log) -> Non
 @dataclass(frozen=True)
 class _Fitted:
     model: Any
+    train: Stack
     train_labels: csr_array
     held_out: HeldOut
     n_outside: int
@@ -323,7 +326,9 @@ def _fit_and_predict(out: Path, data: _Data, settings: DemoSettings, log: Log) -
         )
         step("bootstrap")
         table = _score(truth, predictions, data)
-    return _Fitted(model, Y, HeldOut(test_ids, truth, predictions, table), n_outside)
+    held_groups = data.split_group[data.held_out]
+    held_out = HeldOut(test_ids, truth, predictions, table, test_stack, held_groups)
+    return _Fitted(model, train_stack, Y, held_out, n_outside)
 
 
 def _score(truth: csr_array, predictions: dict[str, Predictions], data: _Data) -> ScoreTable:

@@ -166,7 +166,8 @@ def test_report_of_a_saved_model_is_one_page(model, store, unseen_store, tmp_pat
     page = out.read_text()
     assert 'id="scores"' in page
     assert 'id="importance"' in page
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 3
+    assert 'id="checks"' in page
     wrong = run("report", model, "--trained-on", unseen_store, "--out", tmp_path / "r.html")
     assert wrong.exit_code == 2
     assert "fitted on 240 images" in wrong.stderr

@@ -2,7 +2,6 @@
 
 import re
 from html.parser import HTMLParser
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,86 +9,35 @@ from scipy.sparse import csr_array
 
 from stacker._charts import Line, line_chart
 from stacker._gallery import data_uri, gallery
-from stacker.evaluation import Predictions, score_methods
-from stacker.report import HeldOut, render_report, write_report
+from stacker.report import render_report, write_report
+from tests.stacker.report_makers import NASTY, PIXEL, QUOTES, make_model, make_page
 
-NASTY = '<script>alert("x")</script>'
-SECTIONS = ("scores", "curves", "importance", "frequency", "images", "classes", "about")
-
-
-def make_held_out(classes, n_images=40, seed=0):
-    rng = np.random.default_rng(seed)
-    labels = (rng.random((n_images, len(classes))) < 0.3).astype(np.int8)
-    averages = ("samples", "macro", "micro")
-
-    def method(title, noise, **extra):
-        proba = np.clip(0.6 * labels + noise * rng.random(labels.shape), 0, 1)
-        sets = dict.fromkeys(averages, (proba > 0.5).astype(np.int8))
-        return Predictions(title, proba, sets, dict.fromkeys(averages, "global"), **extra)
-
-    methods = {
-        "best_single": method(f"Best single model ({NASTY})", 0.8),
-        "mean": method("Mean", 0.7, is_blend=True),
-        "stack": method("Pair stack", 0.55),
-    }
-    ids = np.array([f"{NASTY}{i}" for i in range(n_images)])
-    table = score_methods(labels, methods, n=20)
-    return HeldOut(ids, csr_array(labels), methods, table)
-
-
-def make_model(classes, n_train=50):
-    rng = np.random.default_rng(1)
-    oof = rng.random((n_train, len(classes))).astype(np.float32)
-    names = [f"p:{NASTY}", "sum:a+b", "neighbours_k5:a"]
-    blocks = [NASTY, "combinations", "neighbours"]
-    columns = [SimpleNamespace(name=n, block=b) for n, b in zip(names, blocks, strict=True)]
-    return SimpleNamespace(
-        beta=2.0,
-        average="samples",
-        oof_proba_=oof,
-        oof_base_proba_=oof**2,
-        oof_score_=0.7,
-        base_score_=0.6,
-        base_name_=NASTY,
-        classes_=np.array(classes),
-        class_group_=np.array([name.split("::")[0] for name in classes]),
-        feature_names_=names,
-        feature_importances_=np.array([3.0, 1.0, 0.0]),
-        columns_=columns,
-        candidate_recall_={NASTY: 0.98},
-        decision_=SimpleNamespace(strategy_="global"),
-    )
+SECTIONS = (
+    "scores", "images", "curves", "importance", "frequency", "classes", "tuning", "checks", "about",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def page():
-    classes = [f"{NASTY}::one", "tag::<b>two", "tag::three", "tag::four&amp;"]
-    labels = (np.random.default_rng(2).random((50, 4)) < 0.4).astype(np.int8)
-    return render_report(
-        make_model(classes),
-        train_labels=labels,
-        held_out=make_held_out(classes),
-        read_image=lambda name: b"GIF89a" + b"\0" * 20,
-        title=f"Title {NASTY}",
-        command=f"stacker demo {NASTY}",
-        about=[(NASTY, NASTY)],
-    )
+    return make_page()
 
 
 class Outline(HTMLParser):
     """Collects ids, tags and external references; complains about tags closed out of order."""
 
-    VOID = ("meta", "img", "input", "br", "wbr", "line", "circle", "polyline")
+    VOID = ("meta", "link", "img", "input", "br", "wbr", "line", "circle", "polyline")
 
     def __init__(self):
         super().__init__()
         self.ids, self.scripts, self.links, self.open = [], 0, [], []
+        self.names = set()
 
     def handle_starttag(self, tag, attrs):
         found = dict(attrs)
         self.ids += [found["id"]] if "id" in found else []
         self.scripts += tag == "script"
         self.links += [v for k, v in attrs if k in ("src", "href")]
+        self.names |= {k for k, _ in attrs}
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -110,8 +58,8 @@ def test_the_page_has_every_section_and_is_well_formed(page):
     found = outline(page)
     assert set(SECTIONS) <= set(found.ids)
     assert found.open == []
-    assert page.count("<article") == 12
-    assert page.count("<svg") == 2
+    assert page.count("<details") > 6
+    assert page.count("<svg") == 5
 
 
 def test_every_user_string_is_escaped(page):
@@ -121,11 +69,14 @@ def test_every_user_string_is_escaped(page):
     assert outline(page).scripts == 1
     assert "<b>two" not in page
     assert "four&amp;amp;" in page
+    assert QUOTES not in page
+    assert not [name for name in outline(page).names if name.startswith("on")]
 
 
 def test_the_page_needs_nothing_else(page):
     """It must open offline: pictures are inside, nothing is fetched."""
-    assert all(link.startswith("data:image/") for link in outline(page).links)
+    found = outline(page)
+    assert all(link.startswith("data:image/") or link[1:] in found.ids for link in found.links)
     assert not re.search(r"url\(|@import|https?://", page)
 
 
@@ -134,8 +85,24 @@ def test_a_report_without_held_out_images_shows_what_the_model_knows():
     page = render_report(make_model(["a", "b"]))
     found = outline(page)
     assert {"importance", "about"} <= set(found.ids)
-    assert "scores" not in found.ids
+    assert {"scores", "images", "checks"}.isdisjoint(found.ids)
     assert "0.7000" in page
+
+
+def test_a_page_of_the_largest_pictures_stays_under_five_megabytes(monkeypatch):
+    """A report that cannot be mailed is not read."""
+    monkeypatch.setattr("stacker._gallery._thumbnail", lambda file, side=320: b"")
+    large = PIXEL + bytes(150_000 - len(PIXEL))
+    assert 2_000_000 < len(make_page(read_image=lambda name: large)) < 5_000_000
+
+
+def test_the_checks_show_copies_of_held_out_images_first(page):
+    """They flatter the scores at the top of the page."""
+    section = page[page.index('id="checks"') : page.index('id="about"')]
+    assert "2 of 40 held-out images have one" in section
+    assert "Without them the gain" in section
+    sides = re.findall(r"<b>(held out|fold \d)</b>", section)
+    assert sides[1] == sides[3] == "held out"
 
 
 def test_a_report_that_exists_is_refused_without_force(tmp_path):
