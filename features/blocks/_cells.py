@@ -8,15 +8,12 @@ matrix products; docs/features.md compares with a graph index.
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
-from threadpoolctl import ThreadpoolController
 
+from features.blocks._blas import blas_on_one_thread
 from features.blocks.spaces import Codes, quantise
 
 Float = NDArray[np.float32]
@@ -105,16 +102,6 @@ def search_cells(
     with blas_on_one_thread():
         for cell in np.flatnonzero(chosen.any(axis=0)):
             compare(np.flatnonzero(chosen[:, cell]), members[starts[cell] : starts[cell + 1]])
-
-
-def blas_on_one_thread() -> AbstractContextManager[Any]:
-    """Keep BLAS to the calling thread for the length of a with block."""
-    return _blas().limit(limits=1, user_api="blas")
-
-
-@lru_cache(maxsize=1)
-def _blas() -> ThreadpoolController:
-    return ThreadpoolController()
 
 
 def union_of(found: list[Found]) -> NDArray[np.int64]:

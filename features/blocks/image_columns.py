@@ -11,6 +11,7 @@ import pandas as pd
 from numba import njit, prange
 from numpy.typing import NDArray
 
+from features.blocks._blas import blas_on_one_thread
 from features.blocks.types import (
     Batch,
     Block,
@@ -69,8 +70,9 @@ def principal_axes(values: NDArray[np.floating], n_components: int) -> tuple[Flo
     """Mean (n_features,) and leading principal axes (n_features, n_components) of the rows."""
     x = np.asarray(values, dtype=np.float32)
     mean = x.mean(axis=0)
-    covariance = (x - mean).T @ (x - mean) / np.float32(max(len(x) - 1, 1))
-    axes = np.linalg.eigh(covariance)[1][:, ::-1][:, :n_components]
+    with blas_on_one_thread():
+        covariance = (x - mean).T @ (x - mean) / np.float32(max(len(x) - 1, 1))
+        axes = np.linalg.eigh(covariance)[1][:, ::-1][:, :n_components]
     # An eigenvector's sign is arbitrary: make its largest entry positive.
     largest = np.take_along_axis(axes, np.abs(axes).argmax(axis=0)[None], axis=0)
     return mean, np.ascontiguousarray(axes * np.where(largest < 0, -1, 1), dtype=np.float32)

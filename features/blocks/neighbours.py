@@ -18,11 +18,11 @@ import numpy as np
 from numba import get_num_threads, njit, prange
 from numpy.typing import NDArray
 
+from features.blocks._blas import blas_on_one_thread
 from features.blocks._cells import (
     Found,
     add_cosines,
     best_of,
-    blas_on_one_thread,
     chosen_cells,
     fit_cells,
     search_cells,

@@ -22,6 +22,7 @@ from scipy.linalg import eigh
 from scipy.special import ndtri
 
 from features.blending import Blend, dense_rows, images_at_once
+from features.blocks._blas import blas_on_one_thread
 from features.schema import Stack
 
 Float = NDArray[np.float32]
@@ -184,10 +185,12 @@ def fit_space(values: Float, *, n_dimensions: int = DIMENSIONS) -> Projection:
     """
     mean = values.mean(axis=0, dtype=np.float64).astype(np.float32)
     centred = values - mean
-    covariance = centred.T @ centred / np.float32(len(centred))
-    width = covariance.shape[0]
+    width = values.shape[1]
     kept = min(n_dimensions, width, max(len(values) - 1, 1))
-    variance, axes = eigh(covariance.astype(np.float64), subset_by_index=[width - kept, width - 1])
+    # More threads would round otherwise: a worker of a cluster must find the same axes.
+    with blas_on_one_thread():
+        covariance = (centred.T @ centred / np.float32(len(centred))).astype(np.float64)
+        variance, axes = eigh(covariance, subset_by_index=[width - kept, width - 1])
     # Directions without variance carry only rounding noise: whitening must not blow them up.
     floor = max(1e-6 * float(np.max(variance)), 1e-12)  # eigenvalues rise
     scale = np.where(variance > floor, np.maximum(variance, floor) ** (-WHITENING / 2), 0)
@@ -206,7 +209,8 @@ def fit_scores(values: Float) -> Projection:
     knots = np.quantile(values, levels, axis=0, method="nearest").astype(np.float32)
     scores = normal_scores(values, knots)
     fitted = fit_space(scores, n_dimensions=DIMENSIONS - N_LIFT)
-    projected = (scores - fitted.mean) @ fitted.axes
+    with blas_on_one_thread():
+        projected = (scores - fitted.mean) @ fitted.axes
     squared = np.mean(np.sum(projected.astype(np.float64) ** 2, axis=1))
     scale = np.float32(np.sqrt(values.shape[1] / max(squared, 1e-12)))
     return Projection(fitted.mean, fitted.axes * scale, fitted.columns, knots)
