@@ -52,16 +52,19 @@ class Part:
 
     def frequent(self) -> "Part":
         """Only the classes with most positives."""
-        top = np.sort(np.argsort(-self.labels.sum(axis=0), kind="stable")[:TOP])
+        return self.only(np.sort(np.argsort(-self.labels.sum(axis=0), kind="stable")[:TOP]))
+
+    def only(self, classes: np.ndarray) -> "Part":
+        """Only the classes at these positions."""
         stack = Stack(
-            {name: values[:, top] for name, values in self.stack.probabilities.items()},
+            {name: values[:, classes] for name, values in self.stack.probabilities.items()},
             image_ids=self.stack.image_ids,
-            classes=self.stack.classes[top],
+            classes=self.stack.classes[classes],
             embeddings=self.stack.embeddings,
             imagenet_logits=self.stack.imagenet_logits,
             image_stats=self.stack.image_stats,
         )
-        return Part(stack, self.labels[:, top], self.groups, self.fold)
+        return Part(stack, self.labels[:, classes], self.groups, self.fold)
 
 
 def read(data: str) -> Part:

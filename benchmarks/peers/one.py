@@ -48,14 +48,22 @@ def best_threshold(proba: np.ndarray, labels: np.ndarray) -> float:
     return float(max(GRID, key=f2))
 
 
+def predict(method: Method, train: Part, new: Part) -> np.ndarray:
+    """Probabilities of the new images; 0 for classes without a positive, which peers refuse."""
+    known = np.flatnonzero(train.labels.any(axis=0))
+    proba = np.zeros(new.labels.shape)
+    proba[:, known] = method(train.only(known), new.only(known))
+    return proba
+
+
 def run_peer(method: Method, train: Part, new: Part, held: int) -> dict[str, np.ndarray]:
     """Probabilities and both kinds of label sets of the new images."""
     inside = train.fold == held
-    proba = method(train[~inside], train[inside])
+    proba = predict(method, train[~inside], train[inside])
     threshold = best_threshold(proba, train.labels[inside])
     rule = FBetaDecision(random_state=0)
     rule.fit(np.clip(proba, 0, 1), train.labels[inside], train.groups[inside])
-    found = method(train, new)
+    found = predict(method, train, new)
     sets = (found >= threshold).astype(np.int8)
     return {"proba": found, "sets": sets, "rule": rule.predict(np.clip(found, 0, 1))}
 
