@@ -34,7 +34,7 @@ def multi_output(train: Part, new: Part) -> np.ndarray:
     from sklearn.preprocessing import StandardScaler
 
     one = make_pipeline(StandardScaler(), LogisticRegression(C=0.003, max_iter=200))
-    fitted = MultiOutputClassifier(one, n_jobs=2).fit(train.mean_columns, train.labels)
+    fitted = MultiOutputClassifier(one).fit(train.mean_columns, train.labels)
     return np.stack([p[:, 1] for p in fitted.predict_proba(new.mean_columns)], axis=1)
 
 
@@ -54,7 +54,7 @@ def lightgbm_per_class(train: Part, new: Part) -> np.ndarray:
     import lightgbm as lgb
 
     params = {"objective": "binary", "num_leaves": 7, "learning_rate": 0.1, "verbosity": -1}
-    params |= {"feature_fraction": 0.3, "min_data_in_leaf": 20, "num_threads": 2}
+    params |= {"feature_fraction": 0.3, "min_data_in_leaf": 20, "num_threads": 1}
     columns, out = train.mean_columns, []
     for c in range(train.labels.shape[1]):
         own = np.concatenate([train.probs[:, :, c], columns], axis=1)
@@ -67,7 +67,7 @@ def catboost(train: Part, new: Part) -> np.ndarray:
     from catboost import CatBoostClassifier
 
     model = CatBoostClassifier(
-        loss_function="MultiLogloss", iterations=150, depth=4, thread_count=2, verbose=False
+        loss_function="MultiLogloss", iterations=150, depth=4, thread_count=1, verbose=False
     )
     model.fit(train.mean_columns, train.labels)
     return model.predict_proba(new.mean_columns)
@@ -81,7 +81,7 @@ def xgboost_multi_output(train: Part, new: Part) -> np.ndarray:
         n_estimators=150,
         max_depth=6,
         learning_rate=0.1,
-        n_jobs=2,
+        n_jobs=1,
     )
     model.fit(train.mean_columns, train.labels)
     return model.predict_proba(new.mean_columns)
@@ -112,7 +112,9 @@ def naive_pairs(train: Part, new: Part) -> np.ndarray:
 
     rows, wanted = table(train), table(new)
     columns = [name for name in rows if name not in ("image", "class", "label")]
-    model = lgb.LGBMClassifier(n_estimators=300, learning_rate=0.05, num_leaves=63, verbosity=-1)
+    model = lgb.LGBMClassifier(
+        n_estimators=300, learning_rate=0.05, num_leaves=63, n_jobs=1, verbosity=-1
+    )
     model.fit(rows[columns], rows["label"])
     out = np.zeros(new.labels.shape, np.float32)
     out[wanted["image"], wanted["class"]] = model.predict_proba(wanted[columns])[:, 1]
@@ -131,7 +133,7 @@ def autogluon(train: Part, new: Part) -> np.ndarray:
         frame["label"] = train.labels[:, c]
         with tempfile.TemporaryDirectory() as folder:
             predictor = TabularPredictor("label", path=folder, eval_metric="log_loss", verbosity=0)
-            predictor.fit(frame, presets="medium_quality", time_limit=20, num_cpus=2)
+            predictor.fit(frame, presets="medium_quality", time_limit=30, num_cpus=1)
             out.append(predictor.predict_proba(wanted)[1].to_numpy())
     return np.stack(out, axis=1)
 
@@ -154,7 +156,7 @@ def sklearn_stacking(train: Part, new: Part) -> np.ndarray:
 
     n_models, n_classes = train.probs.shape[1:]
     models = [(f"model{m}", _one_model(m, n_classes)) for m in range(n_models)]
-    stack = StackingClassifier(models, LogisticRegression(), cv=5, n_jobs=2)
+    stack = StackingClassifier(models, LogisticRegression(), cv=5, n_jobs=1)
     found = [stack.fit(train.columns, y).predict_proba(new.columns)[:, 1] for y in train.labels.T]
     return np.stack(found, axis=1)
 
@@ -166,7 +168,7 @@ def mlxtend_stacking(train: Part, new: Part) -> np.ndarray:
     n_models, n_classes = train.probs.shape[1:]
     models = [_one_model(m, n_classes) for m in range(n_models)]
     stack = StackingCVClassifier(
-        models, LogisticRegression(), use_probas=True, cv=5, random_state=0, n_jobs=2
+        models, LogisticRegression(), use_probas=True, cv=5, random_state=0, n_jobs=1
     )
     found = [stack.fit(train.columns, y).predict_proba(new.columns)[:, 1] for y in train.labels.T]
     return np.stack(found, axis=1)

@@ -10,6 +10,7 @@ threshold, "our rule" pairstack's decision on the peer's probabilities.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from stacker.evaluation import mean_average_precision, paired_bootstrap
 from stacker.fbeta import fbeta_per_image, fbeta_score
 
 HERE = Path(__file__).parent
+ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "NUMBA")}
 TITLE = {"pairstack": "**pairstack**", **{key: peer.name for key, peer in PEERS.items()}}
 
 
@@ -33,7 +35,9 @@ def run_one(data: str, peer: str, fold: int, work: Path, top: bool) -> dict[str,
     if not cost.exists():
         command = [sys.executable, str(HERE / "one.py"), data, peer, "--fold", str(fold)]
         command += ["--out", str(found), *(["--frequent"] if top else [])]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, text=True, check=False, env=os.environ | ONE_THREAD
+        )
         if done.returncode:
             print(f"{name}: failed, exit code {done.returncode}", flush=True)
             return None
@@ -69,7 +73,7 @@ def row(name: str, ours: list[dict[str, Any]], peer: list[dict[str, Any]]) -> li
 
 
 HEADER = ["", "folds", "F2 samples", "pairstack ahead by", "with our rule", "F2 macro", "F2 micro"]
-HEADER += ["mAP", "s a fold", "peak GB", "lines"]
+HEADER += ["mAP", "CPU s a fold", "peak GB", "lines"]
 
 
 def compared(data: str, names: list[str], work: Path, folds: int, top: bool = False) -> str:
