@@ -53,7 +53,7 @@ peers:  ## pairstack beside its peers, under an hour; OOF=file of out-of-fold pr
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --constraint constraints.txt --editable . \
 	  --requirement benchmarks/peers/requirements.txt
-	$(PEERS)/bin/python benchmarks/peers/run.py $(OOF) --work .peers
+	PYTHONPATH=benchmarks $(PEERS)/bin/python benchmarks/peers/run.py $(OOF)
 	$(BIN)/python benchmarks/assemble.py
 
 clean:  ## remove what the targets made

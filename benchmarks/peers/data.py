@@ -4,16 +4,12 @@ Peers read the models' out-of-fold probabilities, as their users do; pairstack i
 stack and reads whatever else it holds (embeddings, ImageNet logits, image statistics).
 """
 
-import sys
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
 from features import Stack
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the other benchmarks' readers
 
 TOP = 20
 

@@ -1,6 +1,6 @@
 """From probabilities to label sets: pairstack's rules beside its peers', on the same probabilities.
 
-    .venv-peers/bin/python benchmarks/peers/decisions.py openclipart_oof.npz
+    PYTHONPATH=benchmarks .venv-peers/bin/python benchmarks/peers/decisions.py openclipart_oof.npz
 
 The probabilities are the logistic blend's, out of fold. A rule is fitted on four outer folds and
 chooses the sets of the fifth; seconds are those of all five fits and predictions.

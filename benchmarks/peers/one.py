@@ -24,7 +24,7 @@ GRID = np.linspace(0.01, 0.99, 99)
 
 
 def cpu_seconds() -> float:
-    """CPU time of this process and of those it started: what other work on the machine cannot raise."""
+    """CPU time of this process and of those that it started."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
 

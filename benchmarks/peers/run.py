@@ -1,7 +1,7 @@
 """pairstack beside its peers: same data, same folds, one table.
 
     make peers          (creates .venv-peers, runs this, writes benchmarks/results/peers.md)
-    .venv-peers/bin/python benchmarks/peers/run.py openclipart_oof.npz --work /tmp/peers
+    PYTHONPATH=benchmarks .venv-peers/bin/python benchmarks/peers/run.py openclipart_oof.npz
 
 Every (peer, outer fold) is a process of its own and leaves a file in --work, so a run that was
 stopped goes on where it was. Scores are of the label sets: "one threshold" is the peer's own best
@@ -92,7 +92,7 @@ def compared(data: str, names: list[str], work: Path, folds: int, top: bool = Fa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("path")
-    parser.add_argument("--work", type=Path, default=Path("peers"))
+    parser.add_argument("--work", type=Path, default=Path(".peers"))
     parser.add_argument("--images", type=int, default=10_000, help="of the synthetic iMet shape")
     parser.add_argument("--peers", help="comma separated; default: all")
     options = parser.parse_args()
