@@ -66,7 +66,7 @@ def run_command(
             "or none. Repeat for more models."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="The store to write.")],
+    out: Annotated[str, typer.Option(help="The store to write: a folder, or a URL like s3://.")],
     metadata: Annotated[
         Path | None,
         typer.Option(help="CSV: image_id and any columns; split_group keeps images together."),
@@ -112,7 +112,7 @@ def run_command(
             images=images,
             labels=labels,
             models=model,
-            out=out,
+            out=out if "://" in out else Path(out),
             metadata=metadata,
             heads=[head.strip() for head in heads.split(",")],
             folds=folds,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -65,7 +64,7 @@ class Request:
         A folder or zip of images; a CSV file with their labels.
     models : sequence of str
         Each ``NAME`` or ``NAME=WEIGHTS``.
-    out : Path
+    out : Path, or str for a URL
         The store to write.
     metadata : Path, optional
         A CSV file of user columns; ``split_group`` keeps images together.
@@ -92,7 +91,7 @@ class Request:
     images: Path
     labels: Path
     models: Sequence[str]
-    out: Path
+    out: Path | str
     metadata: Path | None = None
     heads: Sequence[str] = ("linear", "mlp")
     folds: int = 5
@@ -281,7 +280,9 @@ def _fingerprint(
 
 def _refuse_foreign(request: Request) -> None:
     """Refuse what is no store of ours, with --force too: it would be deleted."""
-    if not os.path.lexists(request.out):
+    from features._zarr import exists
+
+    if not exists(request.out):
         return
     if _open_own(request.out) is None:
         raise RefusedError(
@@ -289,14 +290,12 @@ def _refuse_foreign(request: Request) -> None:
         )
 
 
-def _open_own(out: Path) -> FeatureStore | None:
+def _open_own(out: Path | str) -> FeatureStore | None:
     from features.store import FeatureStore
 
-    if not out.is_dir():
-        return None
     try:
         store = FeatureStore.open(out, "r+")
-    except ValueError:
+    except (ValueError, FileNotFoundError):
         return None
     return store if ATTRIBUTE in store.attrs else None
 
@@ -309,7 +308,7 @@ def _prepare_store(
     settings: Mapping[str, Any],
     report: Reporter,
 ) -> FeatureStore:
-    store = _open_own(request.out) if request.out.exists() else None
+    store = _open_own(request.out)
     if store is not None and not request.force:
         made: Mapping[str, Any] = store.attrs[ATTRIBUTE]
         differ = [k for k in settings if made["settings"].get(k) != settings[k]]
@@ -327,11 +326,21 @@ def _prepare_store(
         # Repairing an unreadable image changes the files before anything dear was computed.
         report.log(f"image files changed before all were read: beginning {request.out} anew")
     if store is not None:
-        shutil.rmtree(request.out)
+        _remove(request.out)
     return create_store(request, source, labels, metadata, settings)
 
 
-def _complete_message(out: Path, differ: Sequence[str]) -> str:
+def _remove(out: Path | str) -> None:
+    if isinstance(out, Path):
+        shutil.rmtree(out)
+        return
+    import fsspec
+
+    files, inside = fsspec.core.url_to_fs(out)
+    files.rm(inside, recursive=True)
+
+
+def _complete_message(out: Path | str, differ: Sequence[str]) -> str:
     other = f", with other settings ({', '.join(differ)})" if differ else ""
     return f"{out} is complete{other}; choose another --out, or --force to write it anew"
 

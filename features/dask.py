@@ -30,6 +30,9 @@ __all__ = ["Images", "Partition", "connect", "fit_features", "row_partitions"]
 # Images counted by one task: what a task costs to start is nothing beside so many.
 COUNTED_AT_ONCE = 8_192
 
+# One client an address for the life of the process: fit and predict share it.
+_CLIENTS: dict[str, Any] = {}
+
 
 def connect(address: str) -> Any:
     """Client of a running cluster.
@@ -67,7 +70,9 @@ def connect(address: str) -> Any:
                 "or give the scheduler's address."
             ) from error
     else:
-        client = distributed.Client(address, set_as_default=False)
+        client = _CLIENTS.get(address)
+        if client is None or client.status != "running":
+            client = _CLIENTS[address] = distributed.Client(address, set_as_default=False)
     if not client.scheduler_info(n_workers=-1)["workers"]:
         raise ValueError(f"the cluster {client.scheduler.address} has no worker. Start some.")
     return client
@@ -258,7 +263,7 @@ def write_parts(
         ): name
         for name, (a, b) in pending.items()
     }
-    for future, digest in distributed.as_completed(futures, with_results=True):
+    for future, digest in distributed.as_completed(futures, with_results=True, loop=client.loop):
         yield futures[future], digest
 
 

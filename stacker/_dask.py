@@ -308,7 +308,9 @@ def corrections(
         submit(client, tasks.corrections, state, images.source(a, a + step), texts): a
         for a in range(0, images.n_images, step)
     }
-    for future, (image, cls, raw) in distributed.as_completed(futures, with_results=True):
+    for future, (image, cls, raw) in distributed.as_completed(
+        futures, with_results=True, loop=client.loop
+    ):
         yield futures.pop(future) + image.astype(np.int64), cls, raw
 
 
@@ -352,7 +354,9 @@ def _again(client: Any, what: str, run: Callable[[], T]) -> T:
     for attempt in range(1, ATTEMPTS + 1):
         before = _workers(client)
         try:
-            return run()
+            # The boosters' Dask modules look for the current client.
+            with client.as_current():
+                return run()
         except Exception as error:
             lost = sorted(before - _workers(client))
             if not lost or attempt == ATTEMPTS:

@@ -20,7 +20,7 @@ class Cluster:
     def __init__(self, folders):
         self.folders = folders
         self.scheduler = distributed.LocalCluster(
-            n_workers=0, processes=False, dashboard_address=None, silence_logs=50
+            n_workers=0, dashboard_address=None, silence_logs=50
         )
         self.address = self.scheduler.scheduler_address
         self.client = distributed.Client(self.address, set_as_default=False)
