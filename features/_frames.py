@@ -22,11 +22,22 @@ def write_column(root: zarr.Group, path: str, column: pd.Series, chunk: int) -> 
     Numbers and booleans keep their type; missing numbers are NaN. Everything else is stored as
     text, a missing text as "". Categories come back as categories.
     """
+    with _zarr.replacing(root, path) as place:
+        _write_values(root, place, column, chunk)
+
+
+def _write_values(root: zarr.Group, path: str, column: pd.Series, chunk: int) -> None:
     categorical = isinstance(column.dtype, pd.CategoricalDtype)
     if not categorical and pd.api.types.is_numeric_dtype(column.dtype):
         values = _plain_numbers(column)
         array = _zarr.create_array(
-            root, path, shape=values.shape, dtype=values.dtype, chunks=(chunk,), dims=("image",)
+            root,
+            path,
+            shape=values.shape,
+            dtype=values.dtype,
+            chunks=(chunk,),
+            dims=("image",),
+            whole=True,
         )
         _zarr.write_block(array, 0, values, 0)
         return
@@ -48,7 +59,7 @@ def _plain_numbers(column: pd.Series) -> NDArray[Any]:
 
 def read_column(root: zarr.Group, path: str) -> Any:
     """Read a user column back, shape (n_images,)."""
-    array = root[path]
+    array = _zarr.node(root, path)
     if array.dtype.kind in "TO":
         texts = _zarr.read_strings(root, path)
         return pd.Categorical(texts) if array.attrs.get("categorical") else texts

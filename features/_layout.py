@@ -12,7 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 from scipy import sparse
 
 from features import _checks as checks
-from features import _zarr
+from features import _seal, _zarr
 from features._label_space import LabelSpace
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "create_rows",
     "is_sealed",
     "open_checked",
+    "put_attrs",
     "refuse_existing",
     "refuse_other",
     "refuse_own",
@@ -34,7 +35,7 @@ __all__ = [
 
 FORMAT = "pairstack-store"
 VERSION = 1
-OWN_ATTRS = ("format", "version", "class_parent", "chunk_images", "coordinates")
+OWN_ATTRS = ("format", "version", "class_parent", "chunk_images", "coordinates", _seal.CHECKSUM)
 SETTINGS = ("class_group", "class_parent", "attrs", "chunk_images", "labels_known")
 
 # Classes are cut into chunks too, so that one chunk stays small at tens of thousands of classes.
@@ -92,10 +93,14 @@ def seal(root: zarr.Group, space: LabelSpace, attrs: Mapping[str, Any] | None, c
     refuse_own(attrs or {})
     own = {"format": FORMAT, "version": VERSION, "class_parent": space.parent_names}
     # "coordinates" makes image_id a coordinate for xarray, as CF has it.
-    root.attrs.put(
-        {**own, "chunk_images": int(chunk), "coordinates": "image_id", **dict(attrs or {})}
-    )
+    own |= {"chunk_images": int(chunk), "coordinates": "image_id"}
+    put_attrs(root, {**own, **dict(attrs or {})})
     _zarr.consolidate(root)
+
+
+def put_attrs(root: zarr.Group, attrs: Mapping[str, Any]) -> None:
+    """Write all attributes of the store and their checksum: one file, whole or not at all."""
+    root.attrs.put(_seal.seal(attrs))
 
 
 def is_sealed(root: zarr.Group) -> bool:
@@ -213,9 +218,17 @@ def check_known(
 def write_labels(
     root: zarr.Group, labels: sparse.csr_array, known: NDArray[np.bool_], chunk: int
 ) -> None:
-    """Write the label matrix as CSR, and which images have labels."""
-    # Without its boundaries the matrix cannot be read: better none than half of it.
-    remove(root, "labels/indptr")
+    """Write the label matrix as CSR, and which images have labels; all of it or nothing."""
+    with _zarr.replacing(root, "labels") as path:
+        if path == "labels":
+            # Without its boundaries the matrix cannot be read: better none than half of it.
+            remove(root, "labels/indptr")
+        _write_csr(root, path, labels, known, chunk)
+
+
+def _write_csr(
+    root: zarr.Group, path: str, labels: sparse.csr_array, known: NDArray[np.bool_], chunk: int
+) -> None:
     arrays = {
         "indices": (labels.indices.astype(np.int32), "label", _zarr.STRING_CHUNK),
         "known": (known, "image", chunk),
@@ -224,11 +237,12 @@ def write_labels(
     for name, (values, dim, size) in arrays.items():
         array = _zarr.create_array(
             root,
-            f"labels/{name}",
+            f"{path}/{name}",
             shape=values.shape,
             dtype=values.dtype,
             chunks=(min(len(values), size),),
             dims=(dim,),
+            whole=True,
         )
         if len(values):
             _zarr.write_block(array, 0, values, 0)

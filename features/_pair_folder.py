@@ -8,6 +8,7 @@ skip names with ``_`` never see it, and the others add no row.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -18,12 +19,23 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-__all__ = ["Record", "check_output", "clear_output", "part_name", "read_record", "write_atomically"]
+from features._seal import CHECKSUM, file_sha256, is_intact, seal
+
+__all__ = [
+    "RECORD",
+    "Record",
+    "check_output",
+    "clear_output",
+    "part_name",
+    "read_record",
+    "write_atomically",
+]
 
 RECORD = "_pairs.parquet"
 KEY = b"pairstack"
 FORMAT = "pairstack-pairs"
 VERSION = 1
+ADVICE = "Remove the folder and run build-features again."
 # What a killed run leaves behind ends like this, and starts with "_".
 UNFINISHED = ".tmp"
 
@@ -56,16 +68,27 @@ class Record:
 
     def write(self, folder: Path, schema: pa.Schema) -> None:
         """Put the record into the folder; it replaces the one before whole."""
-        told = {"format": FORMAT, "version": VERSION, **asdict(self)}
-        empty = schema.with_metadata({KEY: json.dumps(told, sort_keys=True)}).empty_table()
-        write_atomically(folder / RECORD, lambda file: pq.write_table(empty, file))
+        content = self.to_bytes(schema)
+
+        def write(file: BinaryIO) -> None:
+            file.write(content)
+
+        write_atomically(folder / RECORD, write)
+
+    def to_bytes(self, schema: pa.Schema) -> bytes:
+        """Make the record's file: the same record and schema give the same bytes."""
+        told = {"format": FORMAT, "version": VERSION, "schema": schema_digest(schema)}
+        note = json.dumps(seal({**told, **asdict(self)}), sort_keys=True)
+        file = io.BytesIO()
+        pq.write_table(schema.with_metadata({KEY: note}).empty_table(), file)
+        return file.getvalue()
 
     def intact(self, folder: Path) -> list[str]:
         """Name the recorded parts whose files are there and have the recorded checksum."""
         return [
             name
             for name, digest in self.parts.items()
-            if (folder / name).is_file() and sha256(folder / name) == digest
+            if (folder / name).is_file() and file_sha256(folder / name) == digest
         ]
 
 
@@ -80,18 +103,34 @@ def read_record(folder: Path) -> Record | None:
     Raises
     ------
     ValueError
-        For a record of a newer version.
+        For a record of a newer version, or one that was changed since it was written.
     """
     if not (folder / RECORD).is_file():
         return None
-    metadata = pq.read_schema(folder / RECORD).metadata or {}
-    told = json.loads(metadata.get(KEY, b"{}"))
-    if told.pop("format", None) != FORMAT:
+    try:
+        schema = pq.read_schema(folder / RECORD)
+        told = json.loads((schema.metadata or {}).get(KEY, b"{}"))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ValueError(f"{folder / RECORD} is damaged: {error}. {ADVICE}") from error
+    if not isinstance(told, dict) or told.get("format") != FORMAT:
         return None
-    version = told.pop("version")
-    if version != VERSION:
-        raise ValueError(f"{folder} has version {version} of the pair folder; known: {VERSION}.")
-    return Record(**told)
+    if told.get("version") != VERSION:
+        raise ValueError(
+            f"{folder} has version {told.get('version')} of the pair folder; known: {VERSION}. "
+            "Upgrade pairstack."
+        )
+    if not is_intact(told) or told.pop("schema", None) != schema_digest(schema):
+        raise ValueError(f"{folder / RECORD} is damaged: it does not have its checksum. {ADVICE}")
+    return Record(**{k: v for k, v in told.items() if k not in ("format", "version", CHECKSUM)})
+
+
+def schema_digest(schema: pa.Schema) -> str:
+    """Checksum of what a reader sees of the columns: names, types, where they come from."""
+    seen = [
+        [item.name, str(item.type), sorted((item.metadata or {}).items())]
+        for item in schema.remove_metadata()
+    ]
+    return hashlib.sha256(repr(seen).encode()).hexdigest()
 
 
 def check_output(
@@ -144,10 +183,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
     unfinished.replace(path)
 
 
-def sha256(path: Path) -> str:
-    """Checksum of a file, as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+# Its name where parts are written.
+sha256 = file_sha256
 
 
 def _is_left_over(path: Path) -> bool:

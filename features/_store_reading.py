@@ -15,7 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
 from features import _checks as checks
-from features import _frames, _rows, _zarr
+from features import _frames, _rows, _seal, _zarr
+from features._locks import RowLocks
 from features.schema import LabelSpace, Stack
 
 __all__ = ["StoreReader"]
@@ -28,6 +29,7 @@ class StoreReader:
         self.path = path
         self._root = root
         self._rows: NDArray[np.intp] | None = None
+        self._locks = RowLocks(_zarr.local_root(root))
         self._all_ids = checks.as_names(_zarr.read_strings(root, "image_id"), "image id")
         self.label_space = LabelSpace(
             _zarr.read_strings(root, "class"),
@@ -63,7 +65,7 @@ class StoreReader:
     @property
     def attrs(self) -> dict[str, Any]:
         """Attributes of the store, a copy."""
-        return dict(self._root.attrs)
+        return {k: v for k, v in self._root.attrs.items() if k != _seal.CHECKSUM}
 
     @property
     def chunk_images(self) -> int:
@@ -94,8 +96,7 @@ class StoreReader:
     @property
     def labels(self) -> sparse.csr_array:
         """Labels, CSR of int8 ones of shape (n_images, n_classes); empty where not known."""
-        indptr = self._array("labels/indptr")[...]
-        indices = self._array("labels/indices")[...]
+        indptr, indices = self._read_csr()
         ones = np.ones(len(indices), dtype=np.int8)
         matrix = sparse.csr_array(
             (ones, indices, indptr), shape=(len(self._all_ids), self.n_classes)
@@ -159,9 +160,11 @@ class StoreReader:
             return self._read_complete(f"probabilities/{model}")
         names = f"topk/{model}/index", f"topk/{model}/value"
         done = self.written(names[0]) & self.written(names[1])
-        index = np.where(done[:, None], self._read(names[0]), -1)
+        index, value = self._read(names[0]), self._read(names[1])
+        done &= self.written(names[0]) & self.written(names[1])
+        index = np.where(done[:, None], index, -1)
         # scipy's sparse routines know no float16.
-        value = self._read(names[1]).astype(np.float32)
+        value = value.astype(np.float32)
         return _rows.topk_to_csr(index, value, self.n_classes)
 
     def fold_probabilities(self, model: str) -> NDArray[np.floating]:
@@ -293,9 +296,19 @@ class StoreReader:
 
     def _array(self, name: str, *, escaped: bool = False) -> zarr.Array:
         path = name if escaped else _zarr.array_path(name)
-        if path not in self._root:
+        found = _zarr.node(self._root, path)
+        if found is None:
             raise ValueError(f"there is no array {name!r} in the store {self.path}")
-        return self._root[path]
+        return found
+
+    def _read_csr(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Boundaries and class positions of one and the same label matrix."""
+        while True:
+            indptr = self._array("labels/indptr")[...]
+            indices = self._array("labels/indices")[...]
+            # Another process may set other labels between the two lines above.
+            if np.array_equal(indptr, self._array("labels/indptr")[...]):
+                return indptr, indices
 
     def _read(self, name: str, *, escaped: bool = False) -> Any:
         """Read an array's values for the images of this view."""
@@ -308,8 +321,10 @@ class StoreReader:
 
     def _read_complete(self, name: str) -> Any:
         """Float values, NaN where a row is not marked complete: it may be half written."""
+        # Marked before and after: between the two nobody began to write the row.
+        marked = self.written(name)
         values = self._read(name)
-        gaps = ~self.written(name)
+        gaps = ~(marked & self.written(name))
         if gaps.any():
             axis = _rows.image_axis(self._array(name).metadata.dimension_names)
             values[(slice(None),) * axis + (gaps,)] = np.nan

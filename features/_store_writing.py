@@ -12,7 +12,7 @@ from scipy import sparse
 
 from features import _checks as checks
 from features import _frames, _layout, _rows, _zarr
-from features._store_reading import StoreReader
+from features._store_claims import StoreClaims
 from features.schema import as_label_matrix
 
 __all__ = ["StoreWriter"]
@@ -21,7 +21,7 @@ __all__ = ["StoreWriter"]
 WRITE_BLOCK = 1 << 25
 
 
-class StoreWriter(StoreReader):
+class StoreWriter(StoreClaims):
     """Writes a store: data first, then the marks that say it is complete."""
 
     def require_array(
@@ -56,18 +56,24 @@ class StoreWriter(StoreReader):
         axis = _rows.image_axis(dims)
         shape = (*row_shape[:axis], self.n_images, *row_shape[axis:])
         path = _zarr.array_path(name)
-        if path in self._root and f"written/{path}" in self._root:
-            _layout.refuse_other(self._root[path], name, shape, dtype, attrs)
-        else:
-            _layout.create_rows(self._root, path, shape, dtype, dims, attrs, self.chunk_images)
-        # Also on resuming: the killed run may have died before it got here.
-        self.consolidate()
+        # Gathered also on resuming: the killed run may have died before it got there.
+        with self._changing():
+            if path in self._root and f"written/{path}" in self._root:
+                _layout.refuse_other(self._root[path], name, shape, dtype, attrs)
+            else:
+                _layout.create_rows(self._root, path, shape, dtype, dims, attrs, self.chunk_images)
 
     def require_image_stats(
         self, names: Sequence[str], attrs: Mapping[str, Any] | None = None
     ) -> None:
         """Make the empty array "image_stats" (image, stat) with these statistics, or resume it."""
         self._refuse_view()
+        with self._locks.structure():
+            self._require_stat(names)
+        self.require_array("image_stats", (len(names),), np.float32, ("image", "stat"), attrs)
+
+    def _require_stat(self, names: Sequence[str]) -> None:
+        """Name the statistics, or compare with the names that are there."""
         if "stat" in self._root:
             there = _zarr.read_strings(self._root, "stat").tolist()
             if there != list(names):
@@ -76,13 +82,16 @@ class StoreWriter(StoreReader):
                     f"{checks.first_few(there)}, asked {checks.first_few(names)}. Use a new store."
                 )
         else:
-            _zarr.write_strings(self._root, "stat", checks.as_names(names, "statistic"), "stat")
-        self.require_array("image_stats", (len(names),), np.float32, ("image", "stat"), attrs)
+            unique = checks.as_names(names, "statistic")
+            with _zarr.replacing(self._root, "stat") as path:
+                _zarr.write_strings(self._root, path, unique, "stat")
 
     def write_rows(self, name: str, start: int, values: ArrayLike) -> None:
         """Write whole chunks of rows, then mark them complete.
 
-        Rows of images with an entry in `errors` are kept empty and unmarked.
+        Rows of images with an entry in `errors` are kept empty and unmarked. The rows belong to
+        this process from now on: another one that writes some of them is refused, until this
+        one ends, calls `release` or gives up the store object.
 
         Parameters
         ----------
@@ -97,6 +106,8 @@ class StoreWriter(StoreReader):
         ------
         ValueError
             For ranges that cut a chunk, other shapes, and values the array may not hold.
+        BlockingIOError
+            When another process writes some of these rows.
         """
         self._refuse_view()
         array, marks = (
@@ -106,6 +117,7 @@ class StoreWriter(StoreReader):
         axis = _rows.image_axis(array.metadata.dimension_names)
         block = np.asarray(values)
         _layout.check_range(name, array, start, block, axis, self.chunk_images)
+        self.claim_rows(name, start, start + block.shape[axis])
         span = slice(start, start + block.shape[axis])
         good = np.asarray(self._root["errors"][span] == "", dtype=bool)
         keep = (slice(None),) * axis + (good,)
@@ -224,17 +236,21 @@ class StoreWriter(StoreReader):
         values = checks.as_float(_frames.align_rows(frame, self.image_ids, None, where), where)
         self.require_image_stats([str(c) for c in frame.columns])
         self._write_blocks("image_stats", values, 0)
+        self.release("image_stats")
 
     def add_metadata(self, frame: pd.DataFrame) -> None:
         """Add user columns: a DataFrame indexed by image id; a column of that name is replaced."""
         self._refuse_view()
         order = checks.positions(self.image_ids, frame.index, what="image id", where="metadata")
         aligned = frame if order is None else frame.iloc[order]
-        for name in checks.as_names(frame.columns, "metadata column").tolist():
-            column = aligned.iloc[:, list(map(str, frame.columns)).index(name)]
+        with self._changing():
+            self._write_columns(aligned)
+
+    def _write_columns(self, aligned: pd.DataFrame) -> None:
+        for name in checks.as_names(aligned.columns, "metadata column").tolist():
+            column = aligned.iloc[:, list(map(str, aligned.columns)).index(name)]
             path = _zarr.array_path(f"metadata/{name}")
             _frames.write_column(self._root, path, column, self.chunk_images)
-        self.consolidate()
 
     def set_labels(
         self, labels: Any, known: ArrayLike | None = None, image_ids: ArrayLike | None = None
@@ -256,13 +272,13 @@ class StoreWriter(StoreReader):
         mask = np.ones(len(ids), dtype=bool) if known is None else np.asarray(known, dtype=bool)
         order = checks.positions(self.image_ids, ids, what="image id", where="labels")
         _layout.check_known(mask, matrix, ids)
-        _layout.write_labels(
-            self._root,
-            checks.take_axis(matrix, order, 0),
-            checks.take_axis(mask, order, 0),
-            self.chunk_images,
-        )
-        self.consolidate()
+        with self._changing():
+            _layout.write_labels(
+                self._root,
+                checks.take_axis(matrix, order, 0),
+                checks.take_axis(mask, order, 0),
+                self.chunk_images,
+            )
 
     def set_fold(self, fold: ArrayLike) -> None:
         """Set each image's fold, shape (n_images,); -1 where not assigned."""
@@ -274,16 +290,17 @@ class StoreWriter(StoreReader):
             )
         if len(values) and values.max() > np.iinfo(np.int16).max:
             raise ValueError(f"fold must be below 32,768; got {values.max()}")
-        array = _zarr.create_array(
-            self._root,
-            "fold",
-            shape=values.shape,
-            dtype=np.int16,
-            chunks=(self.chunk_images,),
-            dims=("image",),
-        )
-        _zarr.write_block(array, 0, values.astype(np.int16), 0)
-        self.consolidate()
+        with self._changing(), _zarr.replacing(self._root, "fold") as path:
+            array = _zarr.create_array(
+                self._root,
+                path,
+                shape=values.shape,
+                dtype=np.int16,
+                chunks=(self.chunk_images,),
+                dims=("image",),
+                whole=True,
+            )
+            _zarr.write_block(array, 0, values.astype(np.int16), 0)
 
     def set_split_group(self, split_group: ArrayLike) -> None:
         """Set each image's split group, shape (n_images,): images of one group never part."""
@@ -295,8 +312,8 @@ class StoreWriter(StoreReader):
                 f"{empty.size:,} images have an empty split group, first: "
                 f"{checks.first_few(empty)}. Give each a group of its own, such as its id."
             )
-        _zarr.write_strings(self._root, "split_group", values, "image")
-        self.consolidate()
+        with self._changing(), _zarr.replacing(self._root, "split_group") as path:
+            _zarr.write_strings(self._root, path, values, "image")
 
     def set_errors(self, index: ArrayLike, message: str | Sequence[str] | NDArray[Any]) -> None:
         """Record why images were skipped; "" takes it back.
@@ -319,16 +336,11 @@ class StoreWriter(StoreReader):
         """Set attributes of the store, stored as JSON."""
         self._refuse_view()
         _layout.refuse_own(attrs)
-        self._root.attrs.update(dict(attrs))
-        self.consolidate()
-
-    def consolidate(self) -> None:
-        """Gather all metadata in one place for other readers; writing methods do this themselves.
-
-        While a new store is being built nothing is gathered: that happens once, at the end.
-        """
-        if _layout.is_sealed(self._root):
-            _zarr.consolidate(self._root)
+        with self._locks.structure():
+            # Another process may have set others since this one opened the store.
+            there = dict(_zarr.reopen(self._root).attrs)
+            _layout.put_attrs(self._root, {**there, **dict(attrs)})
+            self.consolidate()
 
     def _describe(
         self,
@@ -403,11 +415,13 @@ class StoreWriter(StoreReader):
         """Write a whole array, replacing one of that name."""
         axis = _rows.image_axis(dims)
         path = _zarr.array_path(name)
-        _layout.create_rows(
-            self._root, path, values.shape, values.dtype, dims, attrs, self.chunk_images
-        )
+        self.claim_rows(name, 0, self.n_images)
+        with self._changing():
+            _layout.create_rows(
+                self._root, path, values.shape, values.dtype, dims, attrs, self.chunk_images
+            )
         self._write_blocks(name, values, axis)
-        self.consolidate()
+        self.release(name)
 
     def _write_blocks(
         self,
@@ -426,12 +440,6 @@ class StoreWriter(StoreReader):
             if not gaps[span].any():
                 self.write_rows(name, start, values[(slice(None),) * axis + (span,)])
 
-    def _refuse_view(self) -> None:
-        if self._rows is not None:
-            raise ValueError("a subset cannot be written to; write to the store, or subset(path=)")
-        if self._root.read_only:
-            raise ValueError(f"{self.path} is open for reading; use FeatureStore.open(path, 'r+')")
-
     def _refuse_model(self, model: str, overwrite: bool) -> None:
         """Refuse a complete model of that name; an incomplete one is written again."""
         if model not in self.models:
@@ -442,5 +450,11 @@ class StoreWriter(StoreReader):
                 f"model {model!r} is already in {self.path}; choose another name or pass "
                 "overwrite=True"
             )
-        for kind in ("topk", "probabilities"):
-            _layout.remove(self._root, f"{kind}/{_zarr.escape(model)}")
+        parts = (f"probabilities/{model}", f"topk/{model}/index", f"topk/{model}/value")
+        for part in parts:
+            self.claim_rows(part, 0, self.n_images)
+        with self._changing():
+            for kind in ("topk", "probabilities"):
+                _layout.remove(self._root, f"{kind}/{_zarr.escape(model)}")
+        for part in parts:
+            self.release(part)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
-import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +18,10 @@ from numpy.typing import DTypeLike, NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import FsspecStore, LocalStore
 
+from features._locks import leased_name, remove
+
 __all__ = [
+    "TEMPORARY",
     "array_path",
     "building",
     "clean_stale",
@@ -28,9 +29,14 @@ __all__ = [
     "create_array",
     "escape",
     "exists",
+    "forget_consolidated",
+    "local_root",
     "member_names",
+    "node",
     "open_root",
     "read_strings",
+    "reopen",
+    "replacing",
     "same_settings",
     "tracked_names",
     "unescape",
@@ -38,8 +44,15 @@ __all__ = [
     "write_strings",
 ]
 
+# Where a node of the store is built before it takes its place: no part of the Zarr hierarchy.
+TEMPORARY = ".partial"
+OLD = ".old"
+
 # A write in flight is younger than this; a temporary file older than this lost its writer.
 STALE_SECONDS = 60.0
+
+# A checksum costs nothing beside the disk, and turns bit rot into an error.
+COMPRESSORS = (ZstdCodec(level=1), Crc32cCodec())
 
 # Ids are read together, so few large chunks serve them best.
 STRING_CHUNK = 65_536
@@ -94,17 +107,80 @@ def building(path: str | os.PathLike[str]) -> Iterator[str | Path]:
         yield str(path)
         return
     final = Path(path)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex[:12]}.partial")
-    try:
+    with leased_name(final) as temporary:
         yield temporary
         if exists(final):
             raise FileExistsError(f"{final} appeared while it was being written; choose another")
         temporary.rename(final)
         _sync(final.parent)
+
+
+@contextmanager
+def replacing(root: zarr.Group, path: str) -> Iterator[str]:
+    """Give a path to build a node at; it takes the place of the one at `path` when all went well.
+
+    A killed process leaves the old node or the new one, never a part. The caller has locked the
+    store's structure. Remote object stores have no rename: there the node is written in place.
+    """
+    local = local_root(root)
+    if local is None:
+        yield path
+        return
+    quoted = quote(path, safe="")
+    temporary, old = local / TEMPORARY / quoted, local / TEMPORARY / (quoted + OLD)
+    remove(temporary, old)
+    try:
+        yield f"{TEMPORARY}/{quoted}"
+        sync_tree(temporary)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove(temporary)
         raise
+    final = local / path
+    if "/" in path:
+        root.require_group(path.rpartition("/")[0])
+    if final.exists():
+        # Between the two renames readers find the old node where it is now: see `node`.
+        final.rename(old)
+    temporary.rename(final)
+    _sync(final.parent)
+    remove(old, local / TEMPORARY)
+
+
+def node(root: zarr.Group, path: str) -> Any:
+    """Array or group at a path, None where there is none; while it is replaced, the old one."""
+    found = root.get(path)
+    local = local_root(root)
+    if found is not None or local is None or not (local / TEMPORARY).is_dir():
+        return found
+    parts = path.split("/")
+    for n in range(1, len(parts) + 1):
+        quoted = quote("/".join(parts[:n]), safe="")
+        found = root.get("/".join((TEMPORARY, quoted + OLD, *parts[n:])))
+        if found is not None:
+            return found
+    # It may have taken its place a moment ago.
+    return root.get(path)
+
+
+def _finish_replacing(local: Path) -> None:
+    """Bring back a node whose replacement was killed between the two renames; drop the rest."""
+    temporary = local / TEMPORARY
+    for old in temporary.glob("*" + OLD):
+        final = local / unquote(old.name.removesuffix(OLD))
+        if not final.exists():
+            old.rename(final)
+    remove(temporary)
+
+
+def forget_consolidated(root: zarr.Group) -> None:
+    """Drop the gathered metadata: it is about to say what is no longer true."""
+    with _quiet():
+        reopen(root).attrs.update({})
+
+
+def reopen(root: zarr.Group) -> zarr.Group:
+    """Read the group again: another process may have changed its attributes."""
+    return zarr.open_group(root.store, mode="r+", zarr_format=3, use_consolidated=False)
 
 
 def escape(name: str) -> str:
@@ -149,10 +225,25 @@ def array_path(name: str) -> str:
 
 def member_names(root: zarr.Group, group: str) -> list[str]:
     """Unescaped names below a group, sorted; empty when there is no such group."""
+    swapped = _swapped_names(root, group)
     if group not in root:
-        return []
+        return swapped
     with _quiet():
-        return sorted(unescape(part) for part in root[group].keys())  # noqa: SIM118
+        names = {unescape(part) for part in root[group].keys()}  # noqa: SIM118
+    return sorted({*names, *swapped})
+
+
+def _swapped_names(root: zarr.Group, group: str) -> list[str]:
+    """Names below a group that are out of their place, between the renames of `replacing`."""
+    local = local_root(root)
+    if local is None or not (local / TEMPORARY).is_dir():
+        return []
+    prefix = quote(f"{group}/", safe="")
+    return sorted(
+        unescape(unquote(old.name.removesuffix(OLD).removeprefix(prefix)))
+        for old in (local / TEMPORARY).iterdir()
+        if old.name.startswith(prefix) and old.name.endswith(OLD)
+    )
 
 
 def tracked_names(root: zarr.Group) -> list[str]:
@@ -173,8 +264,12 @@ def create_array(
     chunks: Sequence[int],
     dims: Sequence[str],
     attrs: Mapping[str, Any] | None = None,
+    whole: bool = False,
 ) -> zarr.Array:
-    """Create an array of fill values, replacing one of that name."""
+    """Create an array of fill values, replacing one of that name.
+
+    With `whole`, chunks of nothing but fill values get a file too: one that is gone was lost.
+    """
     kind = np.dtype(dtype)
     group, _, leaf = path.rpartition("/")
     with _quiet():
@@ -185,11 +280,11 @@ def create_array(
             dtype=kind,
             chunks=tuple(max(1, c) for c in chunks),
             fill_value=FILL.get(kind.kind, 0),
-            # A checksum costs nothing beside the disk, and turns bit rot into an error.
-            compressors=[ZstdCodec(level=1), Crc32cCodec()],
+            compressors=COMPRESSORS,
             dimension_names=tuple(dims),
             attributes=dict(attrs or {}),
             overwrite=True,
+            config={"write_empty_chunks": whole},
         )
     _sync_metadata(root, path)
     return array
@@ -214,17 +309,25 @@ def write_strings(
             shape=texts.shape,
             dtype=np.dtypes.StringDType(),
             chunks=(max(1, min(chunk, len(texts))),),
+            compressors=COMPRESSORS,
             dimension_names=(dim,),
             attributes=dict(attrs or {}),
             overwrite=True,
+            config={"write_empty_chunks": True},
         )
         if len(texts):
             array[...] = texts
+    local = local_root(root)
+    if local is not None:
+        sync_tree(local / path)
 
 
 def read_strings(root: zarr.Group, path: str) -> NDArray[np.object_]:
     """Read a string array as Python strings, shape (n,)."""
-    return np.array(np.asarray(root[path][...]).tolist(), dtype=object)
+    found = node(root, path)
+    if found is None:
+        raise ValueError(f"the store {root.store} lacks {path!r}: it is damaged or no store")
+    return np.array(np.asarray(found[...]).tolist(), dtype=object)
 
 
 def write_block(array: zarr.Array, start: int, values: NDArray[Any], axis: int) -> None:
@@ -232,7 +335,7 @@ def write_block(array: zarr.Array, start: int, values: NDArray[Any], axis: int) 
     stop = start + values.shape[axis]
     where = (slice(None),) * axis + (slice(start, stop),)
     array[where] = values
-    local = _local_root(array)
+    local = local_root(array)
     if local is None:
         return
     touched = [range(-(-n // c)) for n, c in zip(array.shape, array.chunks, strict=True)]
@@ -251,11 +354,15 @@ def consolidate(root: zarr.Group) -> None:
 
 
 def clean_stale(root: zarr.Group) -> None:
-    """Remove temporary files that a killed writer left behind; younger ones may be in use."""
-    local = _local_root(root)
+    """Remove temporary files that a killed writer left behind; younger ones may be in use.
+
+    The caller has locked the store's structure.
+    """
+    local = local_root(root)
     if local is None:
         return
-    for leftover in local.rglob("*.partial"):
+    _finish_replacing(local)
+    for leftover in local.rglob("?*.partial"):
         try:
             if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
                 leftover.unlink()
@@ -269,15 +376,22 @@ def same_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return sorted(k for k in plain.keys() | old.keys() if old.get(k) != plain.get(k))
 
 
-def _local_root(node: zarr.Array | zarr.Group) -> Path | None:
-    store = node.store
+def local_root(member: zarr.Array | zarr.Group) -> Path | None:
+    """Folder of the store, None for a URL."""
+    store = member.store
     return Path(store.root) if isinstance(store, LocalStore) else None
 
 
 def _sync_metadata(root: zarr.Group, path: str) -> None:
-    local = _local_root(root)
+    local = local_root(root)
     if local is not None:
         _sync(local / path / "zarr.json")
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush a folder and all it holds to the disk."""
+    for path in [folder, *folder.rglob("*")]:
+        _sync(path)
 
 
 def _sync(path: Path) -> None:
@@ -298,5 +412,5 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata")
         warnings.filterwarnings("ignore", message=".*does not have a Zarr V3 specification")
-        warnings.filterwarnings("ignore", message="Object at .*partial is not recognized")
+        warnings.filterwarnings("ignore", message="Object at .* is not recognized")
         yield

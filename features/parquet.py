@@ -281,7 +281,7 @@ def read_pairs(
             "Run the same build-features command again."
         )
     for name in sorted(record.parts):
-        with pq.ParquetFile(folder / name) as file:
+        with pq.ParquetFile(folder / name, page_checksum_verification=True) as file:
             for group in range(file.num_row_groups):
                 yield file.read_row_group(group, columns=columns)
 
@@ -372,7 +372,13 @@ def write_part(path: Path, rows: PairRows, start: int, stop: int, schema: pa.Sch
 
     def write(file: Any) -> None:
         # Features hardly repeat: a dictionary of them costs time and no byte less.
-        with pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=list(KEYS)) as out:
+        with pq.ParquetWriter(
+            file,
+            schema,
+            compression="zstd",
+            use_dictionary=list(KEYS),
+            write_page_checksum=True,
+        ) as out:
             for first, last in image_ranges(rows.indptr[start : stop + 1], ROWS_PER_GROUP):
                 table = rows.table(start + first, start + last, schema)
                 out.write_table(table, row_group_size=max(len(table), 1))

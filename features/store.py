@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from features import _checks as checks
 from features import _layout, _rows, _tables, _zarr
+from features._locks import RowLocks
 from features._store_reading import StoreReader
 from features._store_writing import StoreWriter
 from features.schema import LabelSpace
@@ -33,7 +34,8 @@ class FeatureStore(StoreWriter):
     Made by `create`, `open`, `from_arrays`, `from_csv` or `from_parquet`, never directly.
     Everything is keyed by `image_ids` and `classes`. Rows are written in whole chunks and marked
     complete only after their data is on disk, so a killed job resumes where it stopped; readers
-    see NaN where a row is not complete.
+    see NaN where a row is not complete. Several processes may write rows of different images;
+    one that begins with rows of another is refused (`BlockingIOError`).
 
     Examples
     --------
@@ -115,7 +117,8 @@ class FeatureStore(StoreWriter):
             raise ValueError(f"mode must be 'r' or 'r+'; got {mode!r}. Use create for a new store.")
         root = _layout.open_checked(path, mode)
         if mode == "r+":
-            _zarr.clean_stale(root)
+            with RowLocks(_zarr.local_root(root)).structure():
+                _zarr.clean_stale(root)
         return cls(root, str(path) if _zarr.is_remote(path) else Path(path))
 
     @classmethod
@@ -236,7 +239,10 @@ class FeatureStore(StoreWriter):
         _layout.refuse_existing(path)
         with _zarr.building(path) as target:
             root = _layout.create_root(target, image_ids, space, chunk_images)
-            yield cls(root, target)
+            store = cls(root, target)
+            # Nobody else knows of it yet.
+            store._locks = RowLocks(None)
+            yield store
             _layout.seal(root, space, attrs, chunk_images)
 
     def subset(self, image_ids: ArrayLike, path: str | os.PathLike[str] | None = None) -> Self:

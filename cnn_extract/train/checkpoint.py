@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cnn_extract._torchvision import import_torch
+from features._seal import BLANK, CHECKSUM, file_intact, is_intact, seal, seal_file
 
 if TYPE_CHECKING:
     import torch
@@ -44,19 +45,29 @@ class Progress:
 def save_model(folder: Path, state: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
     """Write ``model.safetensors`` and, last, ``model.json``, which says that both are there."""
     folder.mkdir(parents=True, exist_ok=True)
-    _save_tensors(folder / MODEL, state, {})
-    write_text(folder / "model.json", json.dumps(about, indent=2) + "\n")
+    _save_tensors(folder / MODEL, state, {CHECKSUM: BLANK})
+    write_text(folder / "model.json", json.dumps(seal(about), indent=2) + "\n")
     (folder / LAST).unlink(missing_ok=True)
 
 
 def read_model(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-    """Read what `save_model` wrote; None when it is not complete."""
+    """Read what `save_model` wrote; None when it is not complete.
+
+    Raises
+    ------
+    ValueError
+        When it was changed since.
+    """
     from safetensors.torch import load_file
 
     note = folder / "model.json"
     if not note.is_file():
         return None
-    return load_file(folder / MODEL), json.loads(note.read_text(encoding="utf-8"))
+    told = json.loads(note.read_text(encoding="utf-8"))
+    _refuse_damaged(note, intact=is_intact(told))
+    _refuse_damaged(folder / MODEL, intact=file_intact(folder / MODEL))
+    about = {key: value for key, value in told.items() if key != CHECKSUM}
+    return load_file(folder / MODEL), about
 
 
 def save_progress(folder: Path, progress: Progress) -> None:
@@ -74,17 +85,25 @@ def save_progress(folder: Path, progress: Progress) -> None:
         "optimiser": structure,
         "schedule": progress.schedule,
         "log": progress.log,
+        CHECKSUM: BLANK,
     }
     _save_tensors(folder / LAST, tensors, {"progress": json.dumps(note)})
 
 
 def load_progress(folder: Path) -> Progress | None:
-    """Read what `save_progress` wrote, None when there is nothing."""
+    """Read what `save_progress` wrote, None when there is nothing.
+
+    Raises
+    ------
+    ValueError
+        When it was changed since.
+    """
     from safetensors import safe_open
 
     path = folder / LAST
     if not path.is_file():
         return None
+    _refuse_damaged(path, intact=file_intact(path))
     with safe_open(path, framework="pt") as file:
         note = json.loads(file.metadata()["progress"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -100,6 +119,14 @@ def load_progress(folder: Path) -> Progress | None:
         losses=None if losses is None else losses.numpy(),
         log=note["log"],
     )
+
+
+def _refuse_damaged(path: Path, *, intact: bool) -> None:
+    if not intact:
+        raise ValueError(
+            f"{path} is damaged: it does not have its checksum. Remove {path.parent} and run the "
+            "same command again to train this network anew."
+        )
 
 
 def _under(prefix: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,9 +168,10 @@ def _save_tensors(path: Path, tensors: Mapping[str, Any], header: dict[str, str]
 
     # Contiguous copies: safetensors refuses views that share memory.
     plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f".{path.name}.partial")
     try:
-        save_file(plain, temporary, metadata=header or None)
+        save_file(plain, temporary, metadata=header)
+        seal_file(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -153,9 +181,12 @@ def _save_tensors(path: Path, tensors: Mapping[str, Any], header: dict[str, str]
 
 def write_text(path: Path, text: str) -> None:
     """Write a text under a temporary name, then rename it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f".{path.name}.partial")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

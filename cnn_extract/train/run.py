@@ -21,6 +21,7 @@ from cnn_extract.train.store import write_predictions
 from cnn_extract.train.toml import to_toml
 from cnn_extract.train.units import Trainer, list_units
 from cnn_extract.weights import Weights, find_weights
+from features._seal import file_sha256, seal
 
 __all__ = ["train"]
 
@@ -136,7 +137,14 @@ def _foreign(out: Path) -> list[Path]:
 
 def _remove_networks(out: Path) -> None:
     """Remove what a run wrote: checkpoints, curves, predictions. Nothing else."""
-    names = ("model.safetensors", "model.json", "last.safetensors", "log.csv", "predictions.npy")
+    names = (
+        "model.safetensors",
+        "model.json",
+        "last.safetensors",
+        "log.csv",
+        "predictions.npy",
+        "predictions.json",
+    )
     for name in names:
         for path in out.glob(f"fold*/**/{name}"):
             path.unlink()
@@ -145,8 +153,13 @@ def _remove_networks(out: Path) -> None:
 
 
 def _write_note(out: Path, settings: Mapping[str, Any], store: str, *, complete: bool) -> None:
-    text = json.dumps({"settings": settings, "store": store, "complete": complete}, indent=2)
-    write_text(out / NOTE, text + "\n")
+    note = {
+        "settings": settings,
+        "store": store,
+        "complete": complete,
+        "recipe_sha256": file_sha256(out / "recipe.toml"),
+    }
+    write_text(out / NOTE, json.dumps(seal(note), indent=2) + "\n")
 
 
 def _train_all(

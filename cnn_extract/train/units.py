@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 import zlib
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from cnn_extract._console import Reporter, clock
 from cnn_extract.decode import DecodePool
-from cnn_extract.train.checkpoint import read_model
+from cnn_extract.train.checkpoint import read_model, write_text
 from cnn_extract.train.curves import Curves
 from cnn_extract.train.data import TrainData
 from cnn_extract.train.feeds import Feed, ImageFeed, views_of
@@ -31,6 +32,7 @@ from cnn_extract.train.request import TrainRequest
 from cnn_extract.train.samples import Samples
 from cnn_extract.train.trunk import TrunkFeed, check_cut, cut_point, keep_activations
 from cnn_extract.weights import Weights
+from features._seal import file_sha256, seal
 
 __all__ = ["Trainer", "Unit", "list_units", "read_predictions", "unit_stages"]
 
@@ -381,11 +383,31 @@ class Trainer:
             temporary = path.with_name(f".{path.name}.partial")
             with temporary.open("wb") as file:
                 np.save(file, probs)
+                file.flush()
+                os.fsync(file.fileno())
+            # The note first: the predictions say that the unit is complete.
+            note = seal({"sha256": file_sha256(temporary)})
+            write_text(path.with_suffix(".json"), json.dumps(note) + "\n")
             temporary.replace(path)
         self.accelerator.wait_for_everyone()
 
 
 def read_predictions(out: Path, unit: Unit) -> NDArray[np.float32] | None:
-    """Open a unit's predictions, on disk until they are used; None when there are none."""
+    """Open a unit's predictions, on disk until they are used; None when there are none.
+
+    Raises
+    ------
+    ValueError
+        When the file was changed since it was written.
+    """
     path = out / unit.folder / PREDICTIONS
-    return np.load(path, mmap_mode="r") if path.is_file() else None
+    if not path.is_file():
+        return None
+    note = path.with_suffix(".json")
+    told = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+    if told.get("sha256") != file_sha256(path):
+        raise ValueError(
+            f"{path} is damaged: it does not have its checksum. Remove it and run the same "
+            "command again: the network is trained, it predicts anew."
+        )
+    return np.load(path, mmap_mode="r")
