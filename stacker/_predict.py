@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import typer
 
-from stacker._options import Force, Model, Quiet, Store
+from stacker._options import Dask, Force, Model, Quiet, Store
 from stacker._output import refuse_existing
 from stacker._progress import Log
 
@@ -39,17 +39,30 @@ def predict(
     ] = None,
     id_column: Annotated[str, typer.Option(help="Name of the first column.")] = "image_id",
     label_column: Annotated[str, typer.Option(help="Name of the second column.")] = "labels",
+    dask: Dask = None,
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
-    """Predict label sets: a CSV of image_id and space-separated labels, or a submission."""
+    """Predict label sets: a CSV of image_id and space-separated labels, or a submission.
+
+    With --dask and an --out that is no CSV, workers write a folder of Parquet parts.
+    """
     from features.store import FeatureStore
     from stacker.estimator import PairStacker
     from stacker.submission import write_submission
 
-    refuse_existing(out, force=force)
+    parts = dask is not None and out.suffix != ".csv"
+    if not parts:
+        refuse_existing(out, force=force)
     images = _choose_images(FeatureStore.open(store), like, everything=everything)
     fitted = PairStacker.load(model)
+    fitted.dask = dask
+    if parts:
+        from stacker._dask_predict import write_predictions
+
+        n_parts = write_predictions(fitted, images, out, str(dask))
+        typer.echo(f"predictions: {n_parts:,} parts in {out}")
+        return
     write_submission(
         out,
         fitted.predict(images),

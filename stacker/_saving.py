@@ -49,7 +49,8 @@ def restore_model(cls: Any, tree: dict[str, Any], texts: dict[str, str]) -> Any:
         params["decision"] = "auto"
     if isinstance(params["booster"], list):
         params["booster"] = tuple(params["booster"])
-    model = cls(**params)
+    # The cluster that fitted it may be gone: whoever loads it says where it shall predict.
+    model = cls(**{**params, "dask": None})
     space = LabelSpace(tree["classes"], tree["class_group"], tree["class_parent"])
     model.seen_ = {**tree["seen"], "space": space}
     model.classes_, model.class_group_ = space.names, space.groups

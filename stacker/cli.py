@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from stacker import _import_command, _predict
 from stacker._image_files import image_reader
-from stacker._options import Average, Beta, Force, Model, Quiet, Seed, Store
+from stacker._options import Average, Beta, Dask, Force, Model, Quiet, Seed, Store
 from stacker._output import refuse_existing, temporary_beside, write_text
 from stacker._progress import Log
 from stacker._tables import print_key_values, print_score_table
@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main"]
 
-FAILED, REFUSED = 1, 2
+# What to do after Ctrl-C, where it is not to begin again.
+INTERRUPTED = {
+    "demo": "the same command resumes",
+    "tune": "finished trials are kept where --storage names a study: the same command resumes",
+}
 
 app = typer.Typer(
     help="Better label sets from several models' predictions.",
@@ -44,21 +48,12 @@ def _ends_well(command: Callable[P, None]) -> Callable[P, None]:
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
+        from features._console import exit_codes
+
+        with exit_codes(INTERRUPTED.get(command.__name__, "nothing was written; run it again")):
             command(*args, **kwargs)
-        except (ValueError, FileExistsError, FileNotFoundError, NotADirectoryError) as error:
-            _stop(f"refused: {error}", REFUSED, error)
-        except (RuntimeError, OSError, MemoryError, ModuleNotFoundError) as error:
-            _stop(f"failed: {error}", FAILED, error)
-        except KeyboardInterrupt as error:
-            _stop("interrupted", FAILED, error)
 
     return wrapped
-
-
-def _stop(text: str, code: int, error: BaseException) -> None:
-    typer.echo(text, err=True)
-    raise typer.Exit(code) from error
 
 
 def _version(value: bool) -> None:
@@ -157,6 +152,7 @@ def fit(
     beta: Beta = 2.0,
     booster: Annotated[str, typer.Option(help="lightgbm or xgboost, or both: a,b")] = "lightgbm",
     trials: Annotated[int, typer.Option(help="Tuning trials.")] = 0,
+    dask: Dask = None,
     random_state: Seed = 0,
     force: Force = False,
     quiet: Quiet = False,
@@ -173,6 +169,7 @@ def fit(
         n_trials=trials,
         average=average,
         beta=beta,
+        dask=dask,
         random_state=random_state,
         verbose=0 if quiet else 1,
     )
