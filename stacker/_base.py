@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, issparse
 
 from features.numeric import logit
 from features.schema import Stack
+from stacker._held import held_pairs, mark_labels
 from stacker.blend import BLENDS, cross_fit, weighted_log_loss
 
-Probs = NDArray[np.float32]
+Probs = Any  # float32 array (n_images, n_classes), or CSR array of a top-k stack
 
 AUTO_ANCHORS = ("logit_mean", "logistic")
 AUTO_START = "logit_mean"  # reads no labels
@@ -71,13 +72,20 @@ def fit_base(
 
 
 def _predict(blend: Any, stack: Stack) -> Probs:
-    if blend is None:
-        return np.full((len(stack), len(stack.classes)), 0.5, dtype=np.float32)
-    return np.asarray(blend.predict_proba(stack), dtype=np.float32)
+    if blend is not None:
+        found: Probs = blend.predict_proba(stack)
+        return found
+    if stack.is_sparse:
+        held = held_pairs(stack)
+        return held.matrix(np.full(len(held.classes), 0.5, dtype=np.float32))
+    return np.full((len(stack), len(stack.classes)), 0.5, dtype=np.float32)
 
 
 def _log_loss(proba: Probs, labels: csr_array, step: int = 2048) -> float:
-    """Mean log loss over all pairs, range by range."""
+    """Mean log loss over all pairs, range by range; of a top-k stack over those it holds."""
+    if issparse(proba):
+        marked = mark_labels(proba.indptr.astype(np.int64), proba.indices, labels)
+        return weighted_log_loss(logit(proba.data), marked.astype(np.float32))
     starts = range(0, len(proba), step)
     losses = [
         weighted_log_loss(

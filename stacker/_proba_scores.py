@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numba import njit, prange
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, issparse
 
 from stacker._bootstrap import average_precisions, mean_of_known
+from stacker._held import mark_labels
 from stacker._inputs import check_labels, check_probs, check_same_shape
 
 __all__ = [
@@ -41,6 +43,8 @@ def class_average_precisions(Y: Any, proba: Any) -> NDArray[np.float64]:
     """
     truth, probs = check_labels(Y), check_probs(proba)
     check_same_shape(truth, probs, ("Y", "proba"))
+    if issparse(probs):
+        return _stored_precisions(truth, probs)
     return average_precisions(truth, probs, np.ones((1, truth.shape[0]), dtype=np.float32))[0]
 
 
@@ -71,6 +75,12 @@ def log_loss(Y: Any, proba: Any) -> float:
     truth, probs = check_labels(Y), check_probs(proba)
     check_same_shape(truth, probs, ("Y", "proba"))
     total = 0.0
+    if issparse(probs):
+        y, p, (absent, missed) = _stored(truth, probs)
+        p = np.clip(p.astype(np.float64), 1e-7, 1 - 1e-7)
+        total = -float(np.where(y, np.log(p), np.log1p(-p)).sum())
+        total -= missed * np.log(1e-7) + (absent - missed) * np.log1p(-1e-7)
+        return total / float(truth.shape[0] * truth.shape[1])
     for y, p in _blocks(truth, probs):
         p = np.clip(p.astype(np.float64), 1e-7, 1 - 1e-7)
         total -= float(np.where(y, np.log(p), np.log1p(-p)).sum())
@@ -97,20 +107,26 @@ def calibration_curve(Y: Any, proba: Any, *, n_bins: int = 15) -> pd.DataFrame:
     """
     truth, probs = check_labels(Y), check_probs(proba)
     check_same_shape(truth, probs, ("Y", "proba"))
-    parts = [(y.ravel(), p.ravel()) for y, p in _blocks(truth, probs)]
-    y = np.concatenate([part[0] for part in parts])
-    p = np.concatenate([part[1] for part in parts])
+    absent, missed = 0, 0
+    if issparse(probs):
+        y, p, (absent, missed) = _stored(truth, probs)
+    else:
+        y, p = truth.toarray().ravel() != 0, probs.ravel()
     order = np.argsort(p, kind="stable")
     p, y = p[order].astype(np.float64), y[order]
     mass = np.cumsum(p)
     bins = np.minimum((mass - p / 2) / max(mass[-1], 1e-12) * n_bins, n_bins - 1).astype(np.intp)
     n_pairs = np.bincount(bins, minlength=n_bins)
+    positives = np.bincount(bins, weights=y, minlength=n_bins)
+    # What is not stored has probability 0 and comes first of all.
+    n_pairs[0] += absent
+    positives[0] += missed
     used = n_pairs > 0
     share = np.maximum(n_pairs, 1)
     return pd.DataFrame(
         {
             "predicted": np.bincount(bins, weights=p, minlength=n_bins) / share,
-            "observed": np.bincount(bins, weights=y, minlength=n_bins) / share,
+            "observed": positives / share,
             "n_pairs": n_pairs,
         }
     )[used].reset_index(drop=True)
@@ -132,6 +148,44 @@ def calibration_error(Y: Any, proba: Any, *, n_bins: int = 15) -> float:
     curve = calibration_curve(Y, proba, n_bins=n_bins)
     gap = (curve["predicted"] - curve["observed"]).abs()
     return float((gap * curve["n_pairs"]).sum() / curve["n_pairs"].sum())
+
+
+def _stored(
+    truth: csr_array, probs: csr_array
+) -> tuple[NDArray[np.bool_], NDArray[Any], tuple[int, int]]:
+    """Labels and probabilities of the stored pairs; how many others, how many of them labels."""
+    y = mark_labels(probs.indptr.astype(np.int64), probs.indices, truth)
+    absent = truth.shape[0] * truth.shape[1] - len(y)
+    return y, probs.data, (absent, int(truth.count_nonzero()) - int(y.sum()))
+
+
+def _stored_precisions(truth: csr_array, probs: csr_array) -> NDArray[np.float64]:
+    """Average precision of each class; all pairs that are not stored share the last threshold."""
+    y = mark_labels(probs.indptr.astype(np.int64), probs.indices, truth)
+    by_class = csr_array((np.arange(len(y)), probs.indices, probs.indptr), probs.shape).tocsc()
+    positives = np.asarray(truth.sum(axis=0), dtype=np.int64).ravel()
+    starts = by_class.indptr.astype(np.int64)
+    out = np.empty(truth.shape[1])
+    scores = probs.data[by_class.data].astype(np.float32)
+    _precisions(scores, y[by_class.data], starts, positives, truth.shape[0], out)
+    return out
+
+
+@njit(parallel=True, cache=True)
+def _precisions(scores, truth, starts, positives, n_images, out):  # type: ignore[no-untyped-def]
+    for c in prange(len(out)):
+        own, marks = scores[starts[c] : starts[c + 1]], truth[starts[c] : starts[c + 1]]
+        order = np.argsort(-own, kind="mergesort")
+        hits, counted, area = 0, 0, 0.0
+        for i in range(len(order)):
+            hits += marks[order[i]]
+            # What is stored as 0 is tied with what is not stored.
+            ends = i + 1 == len(order) or own[order[i + 1]] != own[order[i]]
+            if ends and hits > counted and own[order[i]] > 0:
+                area += (hits - counted) * hits / (i + 1)
+                counted = hits
+        area += (positives[c] - counted) * positives[c] / n_images
+        out[c] = area / positives[c] if positives[c] > 0 else np.nan
 
 
 def _blocks(

@@ -3,6 +3,7 @@
 Each is an estimator with ``fit(stack, Y)`` and ``predict_proba(stack)``, usable by itself.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from sklearn.utils.validation import check_is_fitted
 from features.blending import dense_probs
 from features.numeric import logit, logit_mean, sigmoid
 from features.schema import Stack, as_label_matrix, as_stack
+from stacker._held import fit_held, held_pairs
 from stacker._logistic import fit_per_class, fit_pooled
+from stacker._proba import join_rows
 from stacker.decision import FBetaDecision
 from stacker.fbeta import fbeta_per_image
 
@@ -49,9 +52,8 @@ class MeanBlend(BaseEstimator):
         return self
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:
-        """Blended probabilities, float32 of shape (n_images, n_classes)."""
-        stack = _same_models(self, X)
-        return _by_images(stack, lambda part: dense_probs(part).mean(axis=0))
+        """Blended probabilities, float32 of shape (n_images, n_classes); CSR of a top-k stack."""
+        return _blended(_same_models(self, X), lambda probs, classes: probs.mean(axis=0))
 
 
 class LogitMeanBlend(BaseEstimator):
@@ -70,9 +72,8 @@ class LogitMeanBlend(BaseEstimator):
         return self
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:
-        """Blended probabilities, float32 of shape (n_images, n_classes)."""
-        stack = _same_models(self, X)
-        return _by_images(stack, lambda part: logit_mean(dense_probs(part)))
+        """Blended probabilities, float32 of shape (n_images, n_classes); CSR of a top-k stack."""
+        return _blended(_same_models(self, X), lambda probs, classes: logit_mean(probs))
 
 
 class EnsembleSelection(BaseEstimator):
@@ -179,10 +180,10 @@ class EnsembleSelection(BaseEstimator):
         return -float(np.average(fbeta_per_image(truth, sets, self.beta), weights=weight))
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:
-        """Blended probabilities, float32 of shape (n_images, n_classes)."""
+        """Blended probabilities, float32 of shape (n_images, n_classes); CSR of a top-k stack."""
         stack = _same_models(self, X)
         weights = list(self.weights_.values())
-        return _by_images(stack, lambda part: logit_mean(dense_probs(part), weights))
+        return _blended(stack, lambda probs, classes: logit_mean(probs, weights))
 
 
 class LogisticBlend(BaseEstimator):
@@ -230,6 +231,10 @@ class LogisticBlend(BaseEstimator):
         picked = np.unique(np.linspace(0, len(stack) - 1, min(step, len(stack))).astype(np.int64))
         some = logit(dense_probs(stack[picked]))
         self.pooled_ = fit_pooled(some, labels[picked].toarray().astype(np.float32))
+        if stack.is_sparse:
+            held = held_pairs(stack)
+            self.coef_ = fit_held(held, labels.tocsr(), self.pooled_, float(self.shrinkage))
+            return self
         blocks = range(0, len(stack.classes), CLASSES_AT_ONCE)
         self.coef_ = np.concatenate([self._fit_block(stack, labels, start) for start in blocks])
         return self
@@ -242,17 +247,17 @@ class LogisticBlend(BaseEstimator):
         return fit_per_class(logits, own, self.pooled_, float(self.shrinkage))
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:
-        """Blended probabilities, float32 of shape (n_images, n_classes)."""
+        """Blended probabilities, float32 of shape (n_images, n_classes); CSR of a top-k stack."""
         stack = _same_models(self, X)
         coef = self.coef_.astype(np.float32)
 
-        def blend(part: Stack) -> NDArray[np.float32]:
-            total = np.broadcast_to(coef[:, -1], (len(part), len(coef))).copy()
-            for m, values in enumerate(dense_probs(part)):
-                total += coef[:, m] * logit(values)
+        def blend(probs: NDArray[np.float32], classes: Any) -> NDArray[np.float32]:
+            total = np.broadcast_to(coef[classes, -1], probs.shape[1:]).copy()
+            for m, values in enumerate(probs):
+                total += coef[classes, m] * logit(values)
             return sigmoid(total)
 
-        return _by_images(stack, blend)
+        return _blended(stack, blend)
 
 
 BLENDS: dict[str, Any] = {
@@ -270,13 +275,16 @@ def cross_fit(
 
     Returns
     -------
-    float32 array of shape (n_images, n_classes)
+    float32 array of shape (n_images, n_classes); CSR array of a top-k stack
     """
-    out = np.empty((len(stack), len(stack.classes)), dtype=np.float32)
+    if isinstance(blend, MeanBlend | LogitMeanBlend):  # they read no labels
+        return clone(blend).fit(stack, labels).predict_proba(stack)
+    parts, rows = [], []
     for k in np.unique(fold):
         train, test = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
-        out[test] = clone(blend).fit(stack[train], labels[train]).predict_proba(stack[test])
-    return out
+        parts.append(clone(blend).fit(stack[train], labels[train]).predict_proba(stack[test]))
+        rows.append(test)
+    return join_rows(parts, rows)
 
 
 def weighted_log_loss(
@@ -319,9 +327,16 @@ def _same_models(blend: Any, X: Any) -> Stack:
     return stack
 
 
-def _by_images(stack: Stack, blend: Any) -> NDArray[np.float32]:
-    """Apply a function of a small stack range by range."""
+def _blended(stack: Stack, blend: Callable[[NDArray[np.float32], Any], NDArray[np.float32]]) -> Any:
+    """Apply a function of probabilities (n_models, ...) and their classes to all pairs.
+
+    Of a top-k stack to those that some model holds; the others stay 0 and are not stored.
+    """
+    if stack.is_sparse:
+        held = held_pairs(stack)
+        return held.matrix(np.asarray(blend(held.probs, held.classes), dtype=np.float32))
     out = np.empty((len(stack), len(stack.classes)), dtype=np.float32)
     for start in range(0, len(stack), IMAGES_AT_ONCE):
-        out[start : start + IMAGES_AT_ONCE] = blend(stack[start : start + IMAGES_AT_ONCE])
+        some = dense_probs(stack[start : start + IMAGES_AT_ONCE])
+        out[start : start + IMAGES_AT_ONCE] = blend(some, slice(None))
     return out

@@ -18,6 +18,8 @@ from features.store import FeatureStore
 from stacker._align import read_labels, read_new, seen_names
 from stacker._base import fit_base
 from stacker._column_rules import CLASS_ID, class_id_pays, monotone_params, without_class_id
+from stacker._frames_out import FrameMixin
+from stacker._proba import cells, join_rows, spread_rows, values_of
 from stacker._rounds import Stages, choose_stages
 from stacker._saving import model_tree, restore_model
 from stacker._training_folds import feature_folds
@@ -36,7 +38,7 @@ MOST_ROUNDS = 600
 PATIENCE = 60
 
 
-class PairStacker(BaseEstimator):
+class PairStacker(FrameMixin, BaseEstimator):
     """Second-level stacking for multi-label tagging: pair rows, boosting, F-beta decisions.
 
     Every (image, class) pair that is a candidate becomes a row; one booster answers "does the
@@ -224,11 +226,10 @@ class PairStacker(BaseEstimator):
         oof = base.copy()
         moved = stages.correction != 0  # elsewhere the base stays, to the bit
         corrected = sigmoid(rows.base[moved] + stages.correction[moved])
-        oof[rows.image[moved], rows.cls[moved]] = corrected
+        values_of(oof)[cells(oof, rows.image[moved], rows.cls[moved])] = corrected
         self.oof_base_proba_ = base
         self._decide(oof, train.labels, train.fold, train.groups)
-        self.oof_proba_ = np.full((train.n_images, len(self.classes_)), np.nan, dtype=np.float32)
-        self.oof_proba_[train.picked] = oof
+        self.oof_proba_ = spread_rows(oof, train.picked, train.n_images)
         self.folds_ = np.full(train.n_images, -1, dtype=np.int16)
         self.folds_[train.picked] = train.fold
         return self
@@ -262,6 +263,7 @@ class PairStacker(BaseEstimator):
         )
         found = self.features_.all_candidates(stack)
         image, cls = found.row_image, found.classes
+        at = cells(base, image, cls)
         rows = Rows(
             self.features_,
             stack,
@@ -270,8 +272,8 @@ class PairStacker(BaseEstimator):
             image,
             cls,
             label=_labels_of(found, labels),
-            base=logit(base[image, cls]),
-            start=logit(start[image, cls]),
+            base=logit(values_of(base)[at]),
+            start=logit(values_of(start)[at]),
             weight=None if train.weight is None else train.weight[image],
             far=far,
         )
@@ -371,15 +373,16 @@ class PairStacker(BaseEstimator):
         )
 
     def _held_out_score(
-        self, proba: NDArray[np.float32], labels: csr_array, fold: NDArray[np.int64], rule: Any
+        self, proba: Any, labels: csr_array, fold: NDArray[np.int64], rule: Any
     ) -> float:
         """Score label sets whose thresholds were fitted on the other folds."""
-        sets = np.zeros(proba.shape, dtype=np.int8)
+        sets, rows = [], []
         for k in range(int(fold.max()) + 1):
-            inside = fold == k
+            rest, inside = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
             own = FBetaDecision(**{**rule.get_params(), "strategy": rule.strategy_})
-            sets[inside] = own.fit(proba[~inside], labels[~inside]).predict(proba[inside])
-        return fbeta_score(labels, sets, self.beta, self.average)
+            sets.append(own.fit(proba[rest], labels[rest]).predict(proba[inside]))
+            rows.append(inside)
+        return fbeta_score(labels, join_rows(sets, rows), self.beta, self.average)
 
     @property
     def feature_importances_(self) -> NDArray[np.float64]:
@@ -391,7 +394,8 @@ class PairStacker(BaseEstimator):
     def predict_proba(self, X: Any) -> NDArray[np.float32]:
         """Probability of every class of every image, float32 (n_images, n_classes).
 
-        Classes that are no candidates of an image keep the base's probability.
+        Classes that are no candidates of an image keep the base's probability. Of a top-k stack
+        a CSR array: what no model holds has probability 0.
         """
         check_is_fitted(self, "boosters_")
         stack = read_new(X, self.seen_)
@@ -400,9 +404,10 @@ class PairStacker(BaseEstimator):
             return out
         out = out.copy()
         for image, cls, correction in self._corrections(X, stack):
-            boosted = logit(start[image, cls]) + correction
-            base = logit(out[image, cls])
-            out[image, cls] = sigmoid(base + np.float32(self.shrinkage_) * (boosted - base))
+            at = cells(out, image, cls)
+            boosted = logit(values_of(start)[at]) + correction
+            base = logit(values_of(out)[at])
+            values_of(out)[at] = sigmoid(base + np.float32(self.shrinkage_) * (boosted - base))
         return out
 
     def _corrections(self, X: Any, stack: Stack) -> Any:
@@ -418,12 +423,16 @@ class PairStacker(BaseEstimator):
             yield batch.row_image, batch.row_class, np.mean(parts, axis=0)
 
     def predict(self, X: Any) -> NDArray[np.int8]:
-        """Label sets, int8 (n_images, n_classes)."""
+        """Label sets, int8 (n_images, n_classes); a CSR array of a top-k stack."""
         return self.decision_.predict(self.predict_proba(X))
 
     def predict_labels(self, X: Any) -> list[list[str]]:
         """Label names of every image, in the order of the classes."""
-        return [self.classes_[row > 0].tolist() for row in self.predict(X)]
+        sets = csr_array(self.predict(X))
+        return [
+            self.classes_[sets.indices[a:b]].tolist()
+            for a, b in zip(sets.indptr[:-1], sets.indptr[1:], strict=True)
+        ]
 
     def score(self, X: Any, Y: Any = None, sample_weight: Any = None) -> float:
         """F-beta, with the beta and average that were asked for, of the predicted label sets."""

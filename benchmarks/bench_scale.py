@@ -1,0 +1,231 @@
+"""Past one machine's memory: tens of thousands of classes, a hundred million rows, workers.
+
+    python benchmarks/bench_scale.py wide [--images 300000] [--classes 32000] [--top 100]
+    python benchmarks/bench_scale.py rows [--millions 3]
+    python benchmarks/bench_scale.py weak [--images 20000]
+
+wide  a top-k stack of three models: fit, predict and evaluate; nothing of images x classes.
+rows  pair rows of six models, made, featurised and fitted for 50 rounds range by range through
+      XGBoost's external memory: neither the stack nor the rows are ever in memory.
+weak  as many images a worker on one Dask worker as on two: time of every stage, and the ratio.
+
+Each run prints one line of JSON a stage with its seconds and the largest resident memory so far.
+"""
+
+import argparse
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xgboost as xgb
+from measure import peak_rss
+from scipy.sparse import csr_array, vstack
+from synthetic import wide
+
+from features import PairFeatures, Stack
+from features.numeric import sigmoid
+from features.parquet import label_at
+from stacker import PairStacker
+from stacker.evaluation import evaluate_sets
+
+RANGE = 10_000  # images that are in memory at a time
+N_CLASSES = 250
+N_MODELS = 6
+CANDIDATES = 50
+ROUNDS = 50
+
+
+class Stages:
+    """Prints what each stage took."""
+
+    def __init__(self, **about: Any) -> None:
+        self.about, self.rows = about, []
+        self.start = time.perf_counter()
+
+    def done(self, stage: str, **more: Any) -> None:
+        """End a stage."""
+        seconds = time.perf_counter() - self.start
+        row = {**self.about, "stage": stage, "seconds": round(seconds, 1)}
+        self.rows.append({**row, "peak_gb": round(peak_rss(), 2), **more})
+        print(json.dumps(self.rows[-1]), flush=True)
+        self.start = time.perf_counter()
+
+
+def bench_wide(n_images: int, n_classes: int, top: int, n_jobs: int) -> None:
+    """Fit, predict and evaluate a top-k stack."""
+    stages = Stages(part="wide", n_images=n_images, n_classes=n_classes, top=top)
+    made = wide(n_images, n_classes, top)
+    stages.done("made")
+    model = PairStacker(
+        "xgboost",
+        candidates=16,
+        cv=3,
+        booster_params={"learning_rate": 0.3},
+        max_memory="1GB",
+        n_jobs=n_jobs,
+        random_state=0,
+        verbose=1,
+    ).fit(made.stack, made.labels)
+    stages.done("fit", oof=round(model.oof_score_, 4), base=round(model.base_score_, 4))
+    proba = model.predict_proba(made.stack)
+    sets = model.decision_.predict(proba)
+    stages.done("predict", stored=int(proba.nnz))
+    scores = evaluate_sets(made.labels, sets, proba)
+    stages.done("evaluate", **{name: round(value, 4) for name, value in scores.items()})
+
+
+def image_range(number: int, n_images: int) -> tuple[Stack, csr_array]:
+    """Make the stack and labels of one range; the same each time it is asked for."""
+    rng = np.random.default_rng([7, number])
+    shared = np.random.default_rng(0)
+    direction = shared.standard_normal((8, N_CLASSES), dtype=np.float32)
+    odds = rng.standard_normal((n_images, 8), dtype=np.float32) @ direction - 5
+    true = rng.random(odds.shape, dtype=np.float32) < sigmoid(odds)
+    probs = {
+        f"model{m}": sigmoid(odds + true + rng.standard_normal(odds.shape, dtype=np.float32))
+        for m in range(N_MODELS)
+    }
+    return Stack(probs), csr_array(true.astype(np.int8))
+
+
+class Ranges(xgb.DataIter):
+    """Streams the rows of all ranges; XGBoost keeps their bins on disk."""
+
+    def __init__(self, features: PairFeatures, n_ranges: int, cache: str) -> None:
+        self.features, self.n_ranges = features, n_ranges
+        self.batches = self._all()
+        self.passes, self.seconds = 0, 0.0
+        super().__init__(cache_prefix=cache, release_data=True, on_host=False)
+
+    def _all(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for number in range(self.n_ranges):
+            stack, labels = image_range(number, RANGE)
+            dense = labels.toarray()
+            for batch in self.features.batches(stack):
+                yield batch.features, dense[batch.row_image, batch.row_class]
+
+    def next(self, input_data: Any) -> bool:
+        start = time.perf_counter()
+        batch = next(self.batches, None)
+        self.seconds += time.perf_counter() - start
+        if batch is None:
+            return False
+        input_data(data=batch[0].copy(), label=batch[1])
+        return True
+
+    def reset(self) -> None:
+        self.passes += 1
+        self.batches = self._all()
+
+
+def bench_rows(millions: float, n_jobs: int) -> None:
+    """Make, featurise and fit so many rows for 50 rounds."""
+    n_ranges = max(1, round(millions * 1e6 / (RANGE * CANDIDATES)))
+    stages = Stages(part="rows", millions=n_ranges * RANGE * CANDIDATES / 1e6)
+    stack, labels = image_range(0, RANGE)
+    features = PairFeatures(candidates=CANDIDATES, max_memory="1GB", n_jobs=n_jobs)
+    features.fit(stack, labels, np.arange(RANGE) % 5)
+    stages.done("blocks fitted", columns=len(features.columns_))
+    folder = Path(tempfile.mkdtemp(prefix="pairstack-"))
+    try:
+        ranges = Ranges(features, n_ranges, str(folder / "cache"))
+        data = xgb.ExtMemQuantileDMatrix(ranges, max_bin=64, nthread=n_jobs)
+        size = sum(path.stat().st_size for path in folder.iterdir()) / 1e9
+        seconds = round(ranges.seconds, 1)
+        stages.done("rows", passes=ranges.passes, row_seconds=seconds, cache_gb=round(size, 2))
+        params = {
+            "objective": "binary:logistic",
+            "tree_method": "hist",
+            "grow_policy": "depthwise",  # lossguide would read the cache once a leaf
+            "max_depth": 5,
+            "max_bin": 64,
+            "nthread": n_jobs,
+            "colsample_bytree": 0.4,
+        }
+        xgb.train(params, data, num_boost_round=ROUNDS)
+        stages.done("fit", rounds=ROUNDS)
+    finally:
+        shutil.rmtree(folder)
+
+
+def bench_weak(n_images: int) -> None:
+    """Give one worker so many images, two workers twice as many."""
+    import distributed
+
+    found: dict[str, list[float]] = {}
+    for n_workers in (1, 2):
+        with (
+            distributed.LocalCluster(
+                n_workers=n_workers, threads_per_worker=1, dashboard_address=None
+            ) as cluster,
+            distributed.Client(cluster) as client,
+        ):
+            for row in on_workers(client, n_workers, n_images * n_workers):
+                found.setdefault(row["stage"], []).append(row["seconds"])
+    for stage, (one, two) in found.items():
+        print(f"| {stage} | {one:.1f} | {two:.1f} | {two / max(one, 1e-9):.2f} |")
+
+
+def on_workers(client: Any, n_workers: int, n_images: int) -> list[dict[str, Any]]:
+    """Time every stage on a cluster."""
+    import distributed
+    import xgboost.dask as xgbd
+
+    from features import dask as features_dask
+    from stacker._dask import DaskXGBoost, Far, corrections
+    from stacker.boosters import Rows
+
+    parts = [image_range(n, RANGE) for n in range(max(1, n_images // RANGE))]
+    probs = {m: np.concatenate([s.probabilities[m] for s, _ in parts]) for m in parts[0][0].models}
+    stack, labels = Stack(probs), csr_array(vstack([y for _, y in parts]))
+    fold = np.arange(len(stack)) % 5
+    stages = Stages(part="weak", workers=n_workers, n_images=len(stack))
+    images = features_dask.Images(stack)
+    settings = {"candidates": CANDIDATES, "max_memory": "1GB"}
+    state, features = features_dask.fit_features(client, images, labels, fold, settings)
+    stages.done("fit blocks")
+    rows_of = features.all_candidates(stack)
+    start = np.zeros(len(rows_of), dtype=np.float32)
+    label = label_at(labels, rows_of.row_image.astype(np.int64), rows_of.classes)
+    far = Far(client, images, state)
+    keys = (rows_of.row_image, rows_of.classes, label.astype(np.float32), start, start)
+    rows = Rows(features, stack, fold, fold, *keys, None, far)
+    stages.done("keys, on the client", rows=len(rows))
+    distributed.wait([part.features for part in far.partitions(rows)])
+    stages.done("rows")
+    adapter = DaskXGBoost({}, 0)
+    data = adapter._matrix(rows, np.ones(len(rows), dtype=bool), start + 1)
+    stages.done("to xgboost.dask")
+    booster = xgbd.train(client, adapter.params, data, num_boost_round=ROUNDS)["booster"]
+    stages.done(f"bins and {ROUNDS} rounds")
+    local = adapter.local.from_text(booster.save_raw("json").decode())
+    for _ in corrections("current", features, [local], images):
+        pass
+    stages.done("predict")
+    return stages.rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=("wide", "rows", "weak"))
+    parser.add_argument("--images", type=int)
+    parser.add_argument("--classes", type=int, default=32_000)
+    parser.add_argument("--top", type=int, default=100)
+    parser.add_argument("--millions", type=float, default=3.0)
+    parser.add_argument("--jobs", type=int, default=1)
+    options = parser.parse_args()
+    if options.part == "wide":
+        bench_wide(options.images or 300_000, options.classes, options.top, options.jobs)
+    elif options.part == "rows":
+        bench_rows(options.millions, options.jobs)
+    else:
+        bench_weak(options.images or 20_000)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""`PairStacker(dask=...)` fits and predicts what one machine does."""
+
+import logging
+import threading
+
+import numpy as np
+import pytest
+
+from stacker import PairStacker
+
+SETTINGS = {
+    "candidates": 10,
+    "blocks": ("probabilities", "ranks", "class_prior", "neighbours"),
+    "base": "logit_mean",
+    "cv": 3,
+    "random_state": 0,
+    "n_jobs": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def data(slice_stack, slice_labels):
+    """Training images and labels, and new images."""
+    return slice_stack[:220], slice_labels[:220], slice_stack[220:]
+
+
+@pytest.fixture(scope="module")
+def local(data):
+    """The model of one machine."""
+    return PairStacker("xgboost", **SETTINGS).fit(data[0], data[1])
+
+
+def test_xgboost_on_workers_is_close_to_one_machine(cluster, data, local):
+    """Other rows, starts, weights or folds reach the boosters on Dask.
+
+    The trees differ: each worker draws its own rows for every tree and quantiles are merged.
+    """
+    stack, labels, new = data
+    model = PairStacker("xgboost", dask=cluster.address, **SETTINGS).fit(stack, labels)
+    assert model.feature_names_ == local.feature_names_
+    assert (model.folds_ == local.folds_).all()
+    assert model.candidates_ == local.candidates_
+    difference = np.abs(model.predict_proba(new) - local.predict_proba(new))
+    assert difference.mean() < 0.01
+    assert abs(model.oof_score_ - local.oof_score_) < 0.03
+
+
+def test_without_subsampling_the_model_is_the_same_but_for_bins(cluster, data):
+    """What is left of a difference is not the merging of quantiles."""
+    stack, labels, new = data
+    params = {"subsample": 1.0, "colsample_bytree": 1.0, "max_bin": 512}
+    settings = {**SETTINGS, "booster_params": params}
+    here = PairStacker("xgboost", **settings).fit(stack, labels)
+    there = PairStacker("xgboost", dask=cluster.address, **settings).fit(stack, labels)
+    difference = np.abs(there.predict_proba(new) - here.predict_proba(new))
+    assert difference.mean() < 0.005
+
+
+def test_lightgbm_on_workers_is_close_to_one_machine(cluster, data, monkeypatch):
+    """LightGBM's rounds, weights or starts go wrong on Dask."""
+    monkeypatch.setattr("stacker._dask.LIGHTGBM_ROUNDS", 60)
+    stack, labels, new = data
+    here = PairStacker("lightgbm", **SETTINGS).fit(stack, labels)
+    there = PairStacker("lightgbm", dask=cluster.address, **SETTINGS).fit(stack, labels)
+    assert np.abs(there.predict_proba(new) - here.predict_proba(new)).mean() < 0.01
+
+
+def test_workers_predict_the_bits_of_one_machine(cluster, data, local):
+    """Predictions depend on where they are made."""
+    expected = local.predict_proba(data[2])
+    local.dask = cluster.address
+    try:
+        np.testing.assert_array_equal(local.predict_proba(data[2]), expected)
+    finally:
+        local.dask = None
+
+
+def test_boosting_goes_on_without_a_killed_worker(cluster, data, local, caplog):
+    """One lost worker hangs or loses the run."""
+    stack, labels, new = data
+    (third,) = cluster.start(1)
+    model = PairStacker("xgboost", dask=cluster.address, verbose=1, **SETTINGS)
+    run = threading.Thread(target=model.fit, args=(stack, labels))
+    with caplog.at_level(logging.INFO, logger="stacker.estimator"):
+        run.start()
+        cluster.wait_until(lambda: "fold 1" in caplog.text)
+        cluster.kill(third)
+        run.join(timeout=240)
+    assert not run.is_alive()
+    assert np.abs(model.predict_proba(new) - local.predict_proba(new)).mean() < 0.01
+
+
+def test_dask_is_an_address():
+    """A client object would break clone and save."""
+    with pytest.raises(ValueError, match="'dask' parameter must be None, a scheduler's address"):
+        PairStacker(dask=1).fit(np.full((4, 1, 2), 0.5), np.ones((4, 2)))
