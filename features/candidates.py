@@ -233,6 +233,11 @@ def select_candidates(
     chosen = np.empty((len(blend), int(most.sum())), dtype=np.int32)
     counts = np.empty(len(blend), dtype=np.int64)
     _select(blend, *_members(space), most, np.float32(above), chosen, counts)
+    return _packed(chosen, counts)
+
+
+def _packed(chosen: NDArray[np.int32], counts: NDArray[np.int64]) -> Candidates:
+    """Rows of the classes that stand at the left of each image's line."""
     indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     if indptr[-1] == chosen.size:
         return Candidates(indptr, chosen.ravel())
@@ -287,18 +292,48 @@ def _sort_best(values, own, above, out):  # type: ignore[no-untyped-def]
 def choose_candidates(
     blend: Blend, per_group: NDArray[np.int64], space: LabelSpace, *, above: float = -1.0
 ) -> Candidates:
-    """Take the candidates of all images, a few images at a time.
+    """Take the candidates of all images, as `select_candidates` does.
 
-    Of a top-k stack's blend only classes that some model holds become rows.
+    Of a top-k stack's blend only classes that some model holds become rows, and only they are
+    looked at.
     """
-    if isinstance(blend, SparseBlend):
-        above = max(above, FLOOR)
-    step = images_at_once(len(space))
-    parts = []
-    for start in range(0, len(blend), step):
-        some = dense_rows(blend, slice(start, start + step))
-        parts.append(select_candidates(some, per_group, space, above=above))
-    return join_candidates(parts)
+    if not isinstance(blend, SparseBlend):
+        return select_candidates(blend, per_group, space, above=above)
+    starts = np.concatenate([[0], np.cumsum(per_group)]).astype(np.int64)
+    chosen = np.empty((len(blend), starts[-1]), dtype=np.int32)
+    counts = np.empty(len(blend), dtype=np.int64)
+    stored, least = blend.values, np.float32(max(above, FLOOR))
+    codes = space.group_codes
+    _select_stored(stored.indptr, stored.indices, stored.data, codes, starts, least, chosen, counts)
+    return _packed(chosen, counts)
+
+
+@njit(parallel=True, cache=True)
+def _select_stored(indptr, indices, data, codes, starts, above, chosen, counts):  # type: ignore[no-untyped-def]
+    """Do what `_select` does, among the entries of a CSR matrix."""
+    for image in prange(len(counts)):
+        found = np.zeros(len(starts) - 1, dtype=np.int64)
+        values = np.empty(starts[-1], dtype=np.float32)
+        classes = np.empty(starts[-1], dtype=np.int32)
+        for p in range(indptr[image], indptr[image + 1]):
+            value, g = data[p], codes[indices[p]]
+            first, most = starts[g], starts[g + 1] - starts[g]
+            if value <= above or most == 0:
+                continue
+            if found[g] == most and value <= values[first + most - 1]:
+                continue
+            found[g] = min(found[g] + 1, most)
+            place = first + found[g] - 1
+            while place > first and values[place - 1] < value:
+                values[place], classes[place] = values[place - 1], classes[place - 1]
+                place -= 1
+            values[place], classes[place] = value, indices[p]
+        n = 0
+        for g in range(len(found)):
+            for place in range(starts[g], starts[g] + found[g]):
+                chosen[image, n] = classes[place]
+                n += 1
+        counts[image] = n
 
 
 def join_candidates(parts: Sequence[Candidates]) -> Candidates:

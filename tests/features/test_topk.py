@@ -7,7 +7,8 @@ from scipy.sparse import csr_array
 from features.assemble import PairFeatures, stack_blend
 from features.blending import FLOOR, SparseBlend, column_sums, dense_rows, pair_values
 from features.blocks import BLOCKS
-from features.schema import Stack
+from features.candidates import choose_candidates, select_candidates
+from features.schema import LabelSpace, Stack
 
 
 def copy_with(stack, probabilities):
@@ -135,3 +136,18 @@ def test_an_image_that_no_model_knows_has_no_rows(small_stack, slice_labels, sli
     assert set(range(300)) - set(whole.image.tolist()) == {0, 7, 299}
     first = stream(features, stack[:12], slice_fold[:12], batch_images=1)
     np.testing.assert_array_equal(first.values, whole.values[: len(first.image)])
+
+
+@pytest.mark.parametrize("above", [-1.0, 0.05])
+def test_candidates_of_a_sparse_blend_are_those_of_its_dense_rows(above):
+    """Ties fall the other way, groups mix, or a class that no model holds gets a row."""
+    rng = np.random.default_rng(0)
+    space = LabelSpace([f"{g}::{i}" for i in range(40) for g in ("a", "b", "c")])
+    values = np.round(rng.random((50, 120)), 1) * (rng.random((50, 120)) < 0.2)
+    blend = SparseBlend(csr_array(values.astype(np.float32)))
+    per_group = np.array([3, 1, 12])
+    got = choose_candidates(blend, per_group, space, above=above)
+    dense = dense_rows(blend, slice(None))
+    expected = select_candidates(dense, per_group, space, above=max(above, FLOOR))
+    np.testing.assert_array_equal(got.indptr, expected.indptr)
+    np.testing.assert_array_equal(got.classes, expected.classes)
