@@ -110,6 +110,7 @@ class Ranges(xgb.DataIter):
                 yield batch.features, dense[batch.row_image, batch.row_class]
 
     def next(self, input_data: Any) -> bool:
+        """Hand over one batch."""
         start = time.perf_counter()
         batch = next(self.batches, None)
         self.seconds += time.perf_counter() - start
@@ -119,6 +120,7 @@ class Ranges(xgb.DataIter):
         return True
 
     def reset(self) -> None:
+        """Begin anew."""
         self.passes += 1
         self.batches = self._all()
 

@@ -18,6 +18,7 @@ from features._checks import first_few
 from features._console import Reporter, clock
 from features._fingerprint import fingerprint
 from features._pair_folder import check_output
+from features._places import as_place
 from features.assemble import BlockSpec, PairFeatures, find_block, parse_bytes, resolve_blocks
 from features.candidates import CandidateSpec, resolve_candidates
 from features.parquet import ROWS_PER_GROUP, ROWS_PER_PART, PairRows, Writer, Written, write_pairs
@@ -35,7 +36,7 @@ class Request:
     ----------
     store : str
         Path or fsspec URL of a feature store.
-    out : Path or None
+    out : Path, URL or None
         Folder to write; None only measures.
     blocks : as in `PairFeatures`, or None
         None: the default blocks, and the sums, products and ratios where there are two models.
@@ -53,7 +54,7 @@ class Request:
     """
 
     store: str
-    out: Path | None
+    out: Path | str | None
     blocks: BlockSpec | None = None
     candidates: CandidateSpec = "auto"
     max_memory: int | str = "4GB"
@@ -96,7 +97,7 @@ class Summary:
         None when nothing was to be written.
     """
 
-    out: Path | None
+    out: Path | str | None
     n_images: int
     n_labelled: int
     n_rows: int
@@ -171,12 +172,12 @@ def build(request: Request, report: Reporter | None = None) -> Summary:
     if not 0 < request.negatives <= 1:
         raise ValueError(f"negatives must be a share, above 0 up to 1. Got {request.negatives}.")
     if request.out is not None:
-        check_output(request.out, force=request.force)
+        check_output(as_place(request.out), force=request.force)
     rows = _read_rows(request)
     report.log(f"read {request.store}: {len(rows.stack):,} images, {len(rows.stack.models)} models")
     settings = _settings(request, rows)
     if request.out is not None:
-        check_output(request.out, settings, force=request.force)
+        check_output(as_place(request.out), settings, force=request.force)
     fit_start = time.monotonic()
     writer = None
     if request.dask is None:

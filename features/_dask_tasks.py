@@ -8,6 +8,7 @@ place of a store.
 from __future__ import annotations
 
 import threading
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from distributed import get_worker
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from features._places import as_place
 from features._state import features_from_tree, features_tree
 from features.assemble import PairFeatures
 from features.parquet import PairRows, pair_schema, sha256, write_part
@@ -75,8 +77,8 @@ def read_images(source: Tree) -> Stack:
     Parameters
     ----------
     source : dict
-        ``{"stack": tree}``, or ``{"store": place, "models": names, "rows": positions}`` with
-        rising positions among all images of the store.
+        ``{"stack": tree}``, or ``{"store": place, "models": names, "rows": positions, "run": id}``
+        with rising positions among all images of the store.
 
     Raises
     ------
@@ -91,10 +93,16 @@ def read_images(source: Tree) -> Stack:
             f"the worker {get_worker().address} sees no store at {place}. Put the store where "
             "every worker sees it under this name, or give a URL such as s3://."
         )
-    store = FeatureStore.open(place)
+    store = _open(place, source["run"])
     mask = np.zeros(store.n_images, dtype=bool)
     mask[source["rows"]] = True
     return store.subset(mask).to_stack(source["models"])
+
+
+@lru_cache(maxsize=2)
+def _open(place: str, run: str) -> FeatureStore:
+    """Open a store once a run and worker: the ids of all its images are read then."""
+    return FeatureStore.open(place)
 
 
 def fit_features(source: Tree, labels: csr_array, fold: NDArray[Any], settings: Tree) -> Tree:
@@ -147,8 +155,8 @@ def write(tree: Tree, source: Tree, images: Tree, path: str) -> str:
     """Write one part of a pair folder; its checksum."""
     rows = _pair_rows(tree, source, images)
     with KERNELS:
-        write_part(Path(path), rows, 0, len(rows.stack), pair_schema(rows))
-    return sha256(Path(path))
+        write_part(as_place(path), rows, 0, len(rows.stack), pair_schema(rows))
+    return sha256(as_place(path))
 
 
 def _pair_rows(tree: Tree, source: Tree, images: Tree) -> PairRows:

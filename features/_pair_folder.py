@@ -13,12 +13,12 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from features._places import Place, Remote
 from features._seal import CHECKSUM, file_sha256, is_intact, seal
 
 __all__ = [
@@ -66,7 +66,7 @@ class Record:
     complete: bool = False
     overall_recall: float = 1.0
 
-    def write(self, folder: Path, schema: pa.Schema) -> None:
+    def write(self, folder: Place, schema: pa.Schema) -> None:
         """Put the record into the folder; it replaces the one before whole."""
         content = self.to_bytes(schema)
 
@@ -83,7 +83,7 @@ class Record:
         pq.write_table(schema.with_metadata({KEY: note}).empty_table(), file)
         return file.getvalue()
 
-    def intact(self, folder: Path) -> list[str]:
+    def intact(self, folder: Place) -> list[str]:
         """Name the recorded parts whose files are there and have the recorded checksum."""
         return [
             name
@@ -97,7 +97,7 @@ def part_name(number: int) -> str:
     return f"part-{number:05d}.parquet"
 
 
-def read_record(folder: Path) -> Record | None:
+def read_record(folder: Place) -> Record | None:
     """Read the record of a pair folder; None where there is none.
 
     Raises
@@ -108,7 +108,8 @@ def read_record(folder: Path) -> Record | None:
     if not (folder / RECORD).is_file():
         return None
     try:
-        schema = pq.read_schema(folder / RECORD)
+        with (folder / RECORD).open("rb") as file:
+            schema = pq.read_schema(file)
         told = json.loads((schema.metadata or {}).get(KEY, b"{}"))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ValueError(f"{folder / RECORD} is damaged: {error}. {ADVICE}") from error
@@ -134,7 +135,7 @@ def schema_digest(schema: pa.Schema) -> str:
 
 
 def check_output(
-    folder: Path, settings: Mapping[str, Any] | None = None, *, force: bool = False
+    folder: Place, settings: Mapping[str, Any] | None = None, *, force: bool = False
 ) -> None:
     """Refuse an output folder that must not be written; without settings, check the rest.
 
@@ -166,15 +167,18 @@ def check_output(
         )
 
 
-def clear_output(folder: Path) -> None:
+def clear_output(folder: Place) -> None:
     """Remove what `build-features` writes; the record first, so that nothing looks complete."""
     (folder / RECORD).unlink(missing_ok=True)
     for path in [*folder.glob("part-*.parquet"), *folder.glob(f"_*{UNFINISHED}")]:
         path.unlink()
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def write_atomically(path: Place, write: Callable[[BinaryIO], None]) -> None:
     """Write a file under a temporary name; it takes its own once its bytes are on disk."""
+    if isinstance(path, Remote):
+        path.write_whole(write)
+        return
     unfinished = path.with_name(f"_{path.name}{UNFINISHED}")
     with unfinished.open("wb") as file:
         write(file)
@@ -187,7 +191,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
 sha256 = file_sha256
 
 
-def _is_left_over(path: Path) -> bool:
+def _is_left_over(path: Place) -> bool:
     """Whether a killed run left this file before it wrote its record."""
     return path.name.startswith("_") and path.name.endswith(UNFINISHED)
 

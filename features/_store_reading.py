@@ -314,10 +314,19 @@ class StoreReader:
         """Read an array's values for the images of this view."""
         array = self._array(name, escaped=escaped)
         axis = _rows.image_axis(array.metadata.dimension_names)
+        span = _span(self._rows)
         # Reading everything and picking is faster, unless the view is a small part.
-        if self._rows is None or len(self._rows) * 4 > len(self._all_ids):
-            return self._take(array[...], axis)
-        return array.oindex[(slice(None),) * axis + (self._rows,)]
+        try:
+            if span is not None:
+                return array[(slice(None),) * axis + (span,)]
+            if self._rows is None or len(self._rows) * 4 > len(self._all_ids):
+                return self._take(array[...], axis)
+            return array.oindex[(slice(None),) * axis + (self._rows,)]
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"{name} in {self.path} cannot be read ({error}): a file is damaged. "
+                f"`stacker verify {self.path}` says which; copy it again, or write it anew."
+            ) from error
 
     def _read_complete(self, name: str) -> Any:
         """Float values, NaN where a row is not marked complete: it may be half written."""
@@ -340,3 +349,10 @@ class StoreReader:
         hint = f" Did you mean {checks.first_few(near)}?" if near else ""
         listed = checks.first_few(known, 10) if known else "none"
         raise ValueError(f"no {what} {name!r} in the store {self.path}; it has {listed}.{hint}")
+
+
+def _span(rows: NDArray[np.intp] | None) -> slice | None:
+    """Range of images that a view shows, None where it is not one range."""
+    if rows is None or not len(rows) or rows[-1] - rows[0] + 1 != len(rows):
+        return None
+    return slice(int(rows[0]), int(rows[-1]) + 1) if (np.diff(rows) == 1).all() else None

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from features._places import as_place
 from features._state import features_from_tree
 from features.assemble import PairFeatures
 from features.parquet import ROWS_PER_PART, PairRows, image_ranges
@@ -91,12 +92,15 @@ class Images:
     models : list of str
     rows : int array of shape (n_images,)
         Positions in the store, rising.
+    run : str
+        Of these images alone: workers open the store once for it.
     """
 
     stack: Stack | None = None
     store: str = ""
     models: list[str] = field(default_factory=list)
     rows: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    run: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @classmethod
     def of_store(cls, store: FeatureStore, picked: NDArray[Any] | None = None) -> Images:
@@ -121,7 +125,8 @@ class Images:
 
         if self.stack is not None:
             return {"stack": stack_tree(self.stack[start:stop])}
-        return {"store": self.store, "models": self.models, "rows": self.rows[start:stop]}
+        rows = self.rows[start:stop]
+        return {"store": self.store, "models": self.models, "rows": rows, "run": self.run}
 
 
 @dataclass(frozen=True)
@@ -251,7 +256,8 @@ def write_parts(
 
     from features import _dask_tasks as tasks
 
-    where = Path(folder).resolve()
+    place = as_place(folder)
+    where = place.resolve() if isinstance(place, Path) else place
     futures = {
         submit(
             client,

@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,7 @@ from features._pair_folder import (
     sha256,
     write_atomically,
 )
+from features._places import Place, as_place, size_of
 from features.assemble import PairFeatures
 from features.blocks.types import Column
 from features.schema import Stack
@@ -176,7 +176,7 @@ def write_pairs(
 
     Parameters
     ----------
-    path : path
+    path : path or fsspec URL
         The folder; made with its parents.
     rows : PairRows
     settings : mapping of JSON values
@@ -211,7 +211,7 @@ def write_pairs(
     >>> done.n_rows, table.column_names[-2:]
     (40, ['p:a', 'p:b'])
     """
-    folder, settings = Path(path), {**settings, "rows_per_part": rows_per_part}
+    folder, settings = as_place(path), {**settings, "rows_per_part": rows_per_part}
     check_output(folder, settings, force=force)
     folder.mkdir(parents=True, exist_ok=True)
     schema, ranges = pair_schema(rows), image_ranges(rows.indptr, rows_per_part)
@@ -234,7 +234,7 @@ def write_pairs(
     record.write(folder, schema)
     for left in folder.glob("_*.tmp"):
         left.unlink()
-    n_bytes = sum((folder / name).stat().st_size for name in record.parts)
+    n_bytes = sum(size_of(folder / name) for name in record.parts)
     return Written(
         record.n_images,
         record.n_rows,
@@ -254,7 +254,7 @@ def read_pairs(
 
     Parameters
     ----------
-    path : path
+    path : path or fsspec URL
     columns : sequence of str, optional
         Names of the columns to read. Default: all.
 
@@ -271,7 +271,7 @@ def read_pairs(
     ValueError
         When it is not complete.
     """
-    folder = Path(path)
+    folder = as_place(path)
     record = read_record(folder)
     if record is None:
         raise FileNotFoundError(f"{folder} is no pair folder; build-features writes one.")
@@ -281,9 +281,18 @@ def read_pairs(
             "Run the same build-features command again."
         )
     for name in sorted(record.parts):
-        with pq.ParquetFile(folder / name, page_checksum_verification=True) as file:
-            for group in range(file.num_row_groups):
-                yield file.read_row_group(group, columns=columns)
+        try:
+            with (
+                (folder / name).open("rb") as part,
+                pq.ParquetFile(part, page_checksum_verification=True) as file,
+            ):
+                for group in range(file.num_row_groups):
+                    yield file.read_row_group(group, columns=columns)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(
+                f"{folder / name} is damaged ({error}). Copy it again, or write the folder anew "
+                "with build-features --force."
+            ) from error
 
 
 def pair_columns(schema: pa.Schema) -> list[Column]:
@@ -358,7 +367,7 @@ def label_at(
     return np.isin(asked, true[part.data != 0]).astype(np.int8)
 
 
-def _write_here(folder: Path, rows: PairRows, schema: pa.Schema) -> Writer:
+def _write_here(folder: Place, rows: PairRows, schema: pa.Schema) -> Writer:
     def write(pending: Mapping[str, tuple[int, int]]) -> Iterator[tuple[str, str]]:
         for name, (start, stop) in pending.items():
             write_part(folder / name, rows, start, stop, schema)
@@ -367,7 +376,7 @@ def _write_here(folder: Path, rows: PairRows, schema: pa.Schema) -> Writer:
     return write
 
 
-def write_part(path: Path, rows: PairRows, start: int, stop: int, schema: pa.Schema) -> None:
+def write_part(path: Place, rows: PairRows, start: int, stop: int, schema: pa.Schema) -> None:
     """Write the part of one image range, row group by row group."""
 
     def write(file: Any) -> None:

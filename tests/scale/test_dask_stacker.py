@@ -9,10 +9,11 @@ import pytest
 from stacker import PairStacker
 
 SETTINGS = {
+    "booster_params": {"learning_rate": 0.2},
     "candidates": 10,
     "blocks": ("probabilities", "ranks", "class_prior", "neighbours"),
     "base": "logit_mean",
-    "cv": 3,
+    "cv": 2,
     "random_state": 0,
     "n_jobs": 1,
 }
@@ -22,6 +23,15 @@ SETTINGS = {
 def data(slice_stack, slice_labels):
     """Training images and labels, and new images."""
     return slice_stack[:220], slice_labels[:220], slice_stack[220:]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_rounds():
+    """Boost briefly: these tests compare two ways to do the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stacker.estimator.MOST_ROUNDS", 30)
+        patch.setattr("stacker.estimator.PATIENCE", 20)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -45,20 +55,20 @@ def test_xgboost_on_workers_is_close_to_one_machine(cluster, data, local):
     assert abs(model.oof_score_ - local.oof_score_) < 0.03
 
 
+@pytest.mark.slow
 def test_without_subsampling_the_model_is_the_same_but_for_bins(cluster, data):
     """What is left of a difference is not the merging of quantiles."""
     stack, labels, new = data
     params = {"subsample": 1.0, "colsample_bytree": 1.0, "max_bin": 512}
-    settings = {**SETTINGS, "booster_params": params}
+    settings = {**SETTINGS, "booster_params": {**SETTINGS["booster_params"], **params}}
     here = PairStacker("xgboost", **settings).fit(stack, labels)
     there = PairStacker("xgboost", dask=cluster.address, **settings).fit(stack, labels)
     difference = np.abs(there.predict_proba(new) - here.predict_proba(new))
     assert difference.mean() < 0.005
 
 
-def test_lightgbm_on_workers_is_close_to_one_machine(cluster, data, monkeypatch):
+def test_lightgbm_on_workers_is_close_to_one_machine(cluster, data):
     """LightGBM's rounds, weights or starts go wrong on Dask."""
-    monkeypatch.setattr("stacker._dask.LIGHTGBM_ROUNDS", 60)
     stack, labels, new = data
     here = PairStacker("lightgbm", **SETTINGS).fit(stack, labels)
     there = PairStacker("lightgbm", dask=cluster.address, **SETTINGS).fit(stack, labels)
