@@ -104,3 +104,44 @@ def test_dask_is_an_address():
     """A client object would break clone and save."""
     with pytest.raises(ValueError, match="'dask' parameter must be None, a scheduler's address"):
         PairStacker(dask=1).fit(np.full((4, 1, 2), 0.5), np.ones((4, 2)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_workers", [2, 4])
+def test_the_current_client_of_a_local_cluster_serves(n_workers, data, local):
+    """`dask="current"`, a nanny or another number of workers changes features or scores."""
+    distributed = pytest.importorskip("distributed")
+    cluster = distributed.LocalCluster(n_workers, threads_per_worker=1, dashboard_address=None)
+    with cluster, distributed.Client(cluster):
+        model = PairStacker("xgboost", dask="current", **SETTINGS).fit(data[0], data[1])
+    here, there = local.features_.states_, model.features_.states_
+    assert list(here) == list(there)
+    np.testing.assert_array_equal(here["class_prior"]["table"], there["class_prior"]["table"])
+    for name in ("blend", "embedding:lite0"):
+        codes = [state["neighbours"][f"{name}/values"] for state in (here, there)]
+        np.testing.assert_array_equal(*codes)
+    assert abs(model.oof_score_ - local.oof_score_) < 0.03
+
+
+@pytest.mark.slow
+def test_lightgbm_ends_when_a_worker_is_killed(cluster, data, caplog):
+    """LightGBM waits for a lost worker for ever."""
+    (third,) = cluster.start(1)
+    model = PairStacker("lightgbm", dask=cluster.address, verbose=1, **SETTINGS)
+    outcome = []
+
+    def fit():
+        try:
+            outcome.append(model.fit(data[0], data[1]))
+        except RuntimeError as error:
+            outcome.append(error)
+
+    run = threading.Thread(target=fit, daemon=True)
+    with caplog.at_level(logging.INFO, logger="stacker.estimator"):
+        run.start()
+        cluster.wait_until(lambda: "fold 1" in caplog.text)
+        cluster.kill(third)
+        run.join(timeout=300)
+    assert outcome, "it hangs"
+    # Either it began again, or it says what happened.
+    assert outcome[0] is model or "workers were lost" in str(outcome[0])
