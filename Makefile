@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test browser-test lint types notebooks bench slow peers clean help
+.PHONY: demo test browser-test lint types docs notebooks bench slow peers clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -36,6 +36,13 @@ lint: $(STAMP)  ## ruff: rules and format
 types: $(STAMP)  ## mypy, strict
 	$(BIN)/mypy features stacker cnn_extract
 
+docs: $(STAMP)  ## the docs site in site/: warnings are errors, links are checked
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python docs/_site/stage.py build/docs
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs/_site build/docs site
+	$(BIN)/python docs/_site/check.py site
+	@echo "docs: site/index.html"
+
 notebooks: $(STAMP)  ## run every notebook top to bottom
 	@for notebook in notebooks/*.ipynb; do \
 	  test -e "$$notebook" || { echo "no notebooks yet"; break; }; \
@@ -57,4 +64,4 @@ peers:  ## pairstack beside its peers, under an hour; OOF=file of out-of-fold pr
 	$(BIN)/python benchmarks/assemble.py
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) demo report.html build dist *.egg-info
+	rm -rf $(VENV) demo report.html build dist site *.egg-info

@@ -85,7 +85,7 @@ class StackingMultilabelClassifier(ClassifierMixin, _BaseComposition):
     folds_ : int16 array of shape (n_images,)
         Fold in which an image was held out; -1 where in none.
     n_features_in_ : int
-    feature_names_in_ : str array of shape (n_features_in_,)
+    feature_names_in_ : str array of shape (n_features,)
         Where X is a DataFrame.
 
     Notes
