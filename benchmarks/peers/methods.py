@@ -133,7 +133,7 @@ def autogluon(train: Part, new: Part) -> np.ndarray:
         frame["label"] = train.labels[:, c]
         with tempfile.TemporaryDirectory() as folder:
             predictor = TabularPredictor("label", path=folder, eval_metric="log_loss", verbosity=0)
-            predictor.fit(frame, presets="medium_quality", time_limit=30, num_cpus=1)
+            predictor.fit(frame, presets="medium_quality", time_limit=15, num_cpus=1)
             out.append(predictor.predict_proba(wanted)[1].to_numpy())
     return np.stack(out, axis=1)
 

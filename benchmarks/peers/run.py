@@ -93,7 +93,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("path")
     parser.add_argument("--work", type=Path, default=Path(".peers"))
-    parser.add_argument("--images", type=int, default=10_000, help="of the synthetic iMet shape")
+    parser.add_argument("--folds", type=int, default=2, help="outer folds, at most")
+    parser.add_argument("--images", type=int, default=4_000, help="of the synthetic iMet shape")
     parser.add_argument("--peers", help="comma separated; default: all")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
@@ -101,7 +102,9 @@ def main() -> None:
     everywhere = [name for name in picked if not PEERS[name].top]
     shape = [name for name in ("mean", "multi_output", "naive_pairs") if name in picked]
     parts = {
-        "openclipart OOF, 488 classes": compared(options.path, everywhere, options.work, 5),
+        "openclipart OOF, 488 classes": compared(
+            options.path, everywhere, options.work, options.folds
+        ),
         "The 20 most frequent classes": compared(options.path, picked, options.work, 1, top=True),
         f"iMet's shape, {options.images:,} images, 1,103 classes, ten models (synthetic)": compared(
             str(options.images), shape, options.work, 1
