@@ -20,6 +20,7 @@ __all__ = [
     "check_finite",
     "check_probabilities",
     "first_few",
+    "from_polars",
     "positions",
     "take_axis",
 ]
@@ -188,6 +189,19 @@ def as_canonical_csr(values: Any, what: str) -> sparse.csr_array:
     matrix.data = as_float(matrix.data, what).astype(np.float32, copy=False)
     matrix.sum_duplicates()
     return matrix
+
+
+def from_polars(frame: Any, image_ids: ArrayLike | None) -> Any:
+    """Turn a polars DataFrame into a pandas one, ids in the index; leave anything else as it is.
+
+    The ids are the column ``image_id`` where there is one, else those given, else 0, 1, 2, ...
+    """
+    if not hasattr(frame, "get_columns") or isinstance(frame, pd.DataFrame):
+        return frame
+    columns = [str(name) for name in frame.columns]
+    values = {name: frame[name].to_numpy() for name in columns if name != "image_id"}
+    ids = frame["image_id"].to_list() if "image_id" in columns else image_ids
+    return pd.DataFrame(values, index=None if ids is None else pd.Index(np.asarray(ids)))
 
 
 def check_probabilities(

@@ -24,7 +24,8 @@ def as_label_matrix(
     Parameters
     ----------
     Y : array or sparse matrix of 0 and 1, DataFrame of such, or list of label-name lists
-        DataFrame columns are realigned to `classes` by name.
+        DataFrame columns are realigned to `classes` by name. polars frames may have the ids in a
+        column ``image_id``.
     classes : array-like of shape (n_classes,)
         Class names.
     n_images : int
@@ -43,6 +44,7 @@ def as_label_matrix(
     [[1, 0], [0, 0], [1, 1]]
     """
     names = checks.as_names(classes, "class name")
+    Y = checks.from_polars(Y, image_ids)
     if isinstance(Y, pd.DataFrame):
         Y = _align_label_frame(Y, names, image_ids)
     if not sparse.issparse(Y) and _is_label_lists(Y):

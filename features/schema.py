@@ -26,9 +26,10 @@ class Stack:
     Parameters
     ----------
     probabilities : mapping, or array of shape (n_images, n_models, n_classes)
-        Per model an array, a DataFrame (realigned by index and columns) or a scipy sparse matrix
-        that holds each image's top classes. Values in [0, 1]. float16 and float32 are kept, other
-        numbers become float32. The models of a 3-D array are named "model0", "model1", ...
+        Per model an array, a DataFrame (realigned by index and columns; of polars by the column
+        ``image_id``) or a scipy sparse matrix that holds each image's top classes. Values in
+        [0, 1]. float16 and float32 are kept, other numbers become float32. The models of a 3-D
+        array are named "model0", "model1", ...
     image_ids : array-like of shape (n_images,), optional
         Default: the first DataFrame's index, else "0", "1", ...
     classes : array-like of shape (n_classes,), optional
@@ -67,7 +68,10 @@ class Stack:
         image_stats: pd.DataFrame | ArrayLike | None = None,
         metadata: pd.DataFrame | ArrayLike | None = None,
     ) -> None:
-        given = _as_mapping(probabilities)
+        given = {
+            model: checks.from_polars(values, image_ids)
+            for model, values in _as_mapping(probabilities).items()
+        }
         frame = next((v for v in given.values() if isinstance(v, pd.DataFrame)), None)
         shape = _common_shape(given)
         if image_ids is None:

@@ -160,3 +160,29 @@ def test_a_fitted_model_clones_to_an_unfitted_one(case):
     copy = clone(model)
     assert copy.get_params() == model.get_params()
     assert not [name for name in vars(copy) if name.endswith("_")]
+
+
+def test_polars_frames_in_and_frames_out(case):
+    """Ids in a column, rows and columns in any order; results carry the names of both."""
+    polars = pytest.importorskip("polars")
+    stack, _, Y, _ = case
+    given = {}
+    for model, probs in stack.probabilities.items():
+        frame = pd.DataFrame(probs, columns=stack.classes).iloc[:, ::-1]
+        frame.insert(0, "image_id", stack.image_ids)
+        given[model] = polars.from_dict(frame.iloc[::-1].to_dict(orient="list"))
+    sets = pd.DataFrame(Y, columns=stack.classes).assign(image_id=stack.image_ids)
+    plain = Stack(stack.probabilities, stack.image_ids, stack.classes)
+    model = small().fit(given, polars.from_dict(sets.to_dict(orient="list")))
+    oracle = small().fit(plain, Y)
+    got = model.predict_frame(given)
+    np.testing.assert_allclose(
+        got.loc[stack.image_ids, stack.classes], oracle.predict_proba(plain), atol=1e-6
+    )
+    other = model.predict_frame(given, "sets", library="polars")
+    assert other["image_id"].to_list() == got.index.tolist()
+    np.testing.assert_array_equal(
+        other.drop("image_id").to_numpy(), model.predict_frame(given, "sets").to_numpy()
+    )
+    with pytest.raises(ValueError, match="library must be of"):
+        model.predict_frame(given, library="arrow")
