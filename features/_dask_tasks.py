@@ -19,7 +19,7 @@ from scipy.sparse import csr_array
 
 from features._places import as_place
 from features._state import features_from_tree, features_tree
-from features.assemble import PairFeatures
+from features.assemble import PairFeatures, parse_bytes
 from features.parquet import PairRows, pair_schema, sha256, write_part
 from features.schema import LabelSpace, Stack
 from features.store import FeatureStore
@@ -109,7 +109,9 @@ def fit_features(source: Tree, labels: csr_array, fold: NDArray[Any], settings: 
     """Fit `PairFeatures(**settings)` on the images; its tree, with the classes."""
     stack = read_images(source)
     with KERNELS:
-        features = PairFeatures(**settings, n_jobs=worker_threads()).fit(stack, labels, fold)
+        features = PairFeatures(**settings, n_jobs=worker_threads())
+        features.max_memory = worker_memory(features.max_memory)
+        features.fit(stack, labels, fold)
     return {
         **features_tree(features),
         "space": space_tree(stack.label_space),
@@ -126,6 +128,7 @@ def restore(tree: Tree) -> PairFeatures:
     """Fitted features, for the threads of this worker."""
     features = features_from_tree(tree, space_from_tree(tree["space"]))
     features.n_jobs = worker_threads()
+    features.max_memory = worker_memory(features.max_memory)
     return features
 
 
@@ -167,3 +170,9 @@ def _pair_rows(tree: Tree, source: Tree, images: Tree) -> PairRows:
 def worker_threads() -> int:
     """Threads that this worker was started with."""
     return int(get_worker().state.nthreads)
+
+
+def worker_memory(asked: int | str) -> int:
+    """Working memory of a batch: as asked, but at most a quarter of this worker's limit."""
+    limit = get_worker().memory_manager.memory_limit
+    return min(parse_bytes(asked), limit // 4) if limit else parse_bytes(asked)

@@ -66,6 +66,7 @@ class Far:
         if self.parts is None:
             n_rows = np.bincount(rows.image, minlength=self.images.n_images)
             indptr = np.concatenate([[0], np.cumsum(n_rows)])
+            _warn_of_memory(self.client, len(rows) * len(rows.features.columns_) * 4)
             # Every worker gets some, so that none waits for the others.
             share = -(-len(rows) // (PARTS_PER_WORKER * len(_workers(self.client))))
             self.parts = features_dask.row_partitions(
@@ -366,6 +367,20 @@ def _again(client: Any, what: str, run: Callable[[], T]) -> T:
                 ) from error
             logger.warning("%s: lost the worker %s; it begins again", what, ", ".join(lost))
     raise AssertionError("unreachable")
+
+
+def _warn_of_memory(client: Any, n_bytes: int) -> None:
+    """Say so where the rows will not fit the workers: Dask then writes them to disk."""
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    limit = sum(worker["memory_limit"] or 0 for worker in workers)
+    if limit and n_bytes > 0.4 * limit:
+        logger.warning(
+            "the rows take %.1f GB, the %d workers have %.1f GB: what does not fit is spilled to "
+            "their disks. Add workers, or take fewer candidates or blocks.",
+            n_bytes / 1e9,
+            len(workers),
+            limit / 1e9,
+        )
 
 
 def _workers(client: Any) -> set[str]:

@@ -10,7 +10,7 @@ from stacker import PairStacker
 
 SETTINGS = {
     "booster_params": {"learning_rate": 0.2},
-    "candidates": 10,
+    "candidates": 8,
     "blocks": ("probabilities", "ranks", "class_prior", "neighbours"),
     "base": "logit_mean",
     "cv": 2,
@@ -22,7 +22,7 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def data(slice_stack, slice_labels):
     """Training images and labels, and new images."""
-    return slice_stack[:220], slice_labels[:220], slice_stack[220:]
+    return slice_stack[:150], slice_labels[:150], slice_stack[220:]
 
 
 @pytest.fixture(scope="module", autouse=True)
