@@ -63,5 +63,21 @@ peers:  ## pairstack beside its peers, under an hour; OOF=file of out-of-fold pr
 	PYTHONPATH=benchmarks $(PEERS)/bin/python benchmarks/peers/run.py $(OOF)
 	$(BIN)/python benchmarks/assemble.py
 
+lowest:  ## core tests with the lowest versions that pyproject.toml allows
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet uv
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python \
+	  --resolution lowest-direct --editable '.[lowest]'
+	.venv-lowest/bin/python -m pytest -q tests/features tests/stacker
+
+dist: $(STAMP)  ## wheel and sdist; the wheel, without extras, runs the core tests
+	rm -rf dist .venv-dist
+	$(BIN)/python -m pip install --quiet build
+	$(BIN)/python -m build --outdir dist .
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python -m pip install --quiet dist/*.whl pytest hypothesis
+	mkdir .venv-dist/run && cp -r tests .venv-dist/run/tests
+	cd .venv-dist/run && ../bin/python -m pytest -q -p no:cacheprovider tests/features tests/stacker
+
 clean:  ## remove what the targets made
-	rm -rf $(VENV) demo report.html build dist site *.egg-info
+	rm -rf $(VENV) .venv-lowest .venv-dist demo report.html build dist site *.egg-info
