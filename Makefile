@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test browser-test lint types docs notebooks bench slow peers clean help
+.PHONY: demo test browser-test lint types docs notebooks bench slow peers lowest dist clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -67,7 +67,7 @@ lowest:  ## core tests with the lowest versions that pyproject.toml allows
 	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet uv
 	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python \
-	  --resolution lowest-direct --editable '.[lowest]'
+	  --resolution lowest-direct --editable '.[core-test]'
 	.venv-lowest/bin/python -m pytest -q tests/features tests/stacker
 
 dist: $(STAMP)  ## wheel and sdist; the wheel, without extras, runs the core tests
@@ -75,9 +75,9 @@ dist: $(STAMP)  ## wheel and sdist; the wheel, without extras, runs the core tes
 	$(BIN)/python -m pip install --quiet build
 	$(BIN)/python -m build --outdir dist .
 	$(PYTHON) -m venv .venv-dist
-	.venv-dist/bin/python -m pip install --quiet dist/*.whl pytest hypothesis
-	mkdir .venv-dist/run && cp -r tests .venv-dist/run/tests
-	cd .venv-dist/run && ../bin/python -m pytest -q -p no:cacheprovider tests/features tests/stacker
+	.venv-dist/bin/python -m pip install --quiet "$$(echo dist/*.whl)[core-test]"
+	mkdir .venv-dist/run && cp -r tests pyproject.toml .venv-dist/run/
+	cd .venv-dist/run && ../bin/python -m pytest -q tests/features tests/stacker
 
 clean:  ## remove what the targets made
 	rm -rf $(VENV) .venv-lowest .venv-dist demo report.html build dist site *.egg-info
