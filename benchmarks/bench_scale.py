@@ -31,6 +31,7 @@ from features import PairFeatures, Stack
 from features.numeric import sigmoid
 from features.parquet import label_at
 from stacker import PairStacker
+from stacker._spool import Spool
 from stacker.evaluation import evaluate_sets
 
 RANGE = 10_000  # images that are in memory at a time
@@ -98,31 +99,42 @@ class Ranges(xgb.DataIter):
 
     def __init__(self, features: PairFeatures, n_ranges: int, cache: str) -> None:
         self.features, self.n_ranges = features, n_ranges
-        self.batches = self._all()
-        self.passes, self.seconds = 0, 0.0
+        self.seconds = 0.0
+        size = 4 * n_ranges * RANGE * CANDIDATES * (len(features.columns_) + 1)
+        self.spool = Spool(self._timed, size)
+        self.batches = self.spool.batches()
         super().__init__(cache_prefix=cache, release_data=True, on_host=False)
 
-    def _all(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _timed(self) -> Iterator[np.ndarray]:
+        made = self._all()
+        while True:
+            start = time.perf_counter()
+            batch = next(made, None)
+            self.seconds += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
+    def _all(self) -> Iterator[np.ndarray]:
+        """Make all rows, the label in a last column."""
         for number in range(self.n_ranges):
             stack, labels = image_range(number, RANGE)
             dense = labels.toarray()
             for batch in self.features.batches(stack):
-                yield batch.features, dense[batch.row_image, batch.row_class]
+                label = dense[batch.row_image, batch.row_class]
+                yield np.column_stack([batch.features, label.astype(np.float32)])
 
     def next(self, input_data: Any) -> bool:
         """Hand over one batch."""
-        start = time.perf_counter()
         batch = next(self.batches, None)
-        self.seconds += time.perf_counter() - start
         if batch is None:
             return False
-        input_data(data=batch[0].copy(), label=batch[1])
+        input_data(data=batch[:, :-1], label=batch[:, -1])
         return True
 
     def reset(self) -> None:
         """Begin anew."""
-        self.passes += 1
-        self.batches = self._all()
+        self.batches = self.spool.batches()
 
 
 def bench_rows(millions: float, n_jobs: int) -> None:
@@ -139,7 +151,7 @@ def bench_rows(millions: float, n_jobs: int) -> None:
         data = xgb.ExtMemQuantileDMatrix(ranges, max_bin=64, nthread=n_jobs)
         size = sum(path.stat().st_size for path in folder.iterdir()) / 1e9
         seconds = round(ranges.seconds, 1)
-        stages.done("rows", passes=ranges.passes, row_seconds=seconds, cache_gb=round(size, 2))
+        stages.done("rows", making_seconds=seconds, cache_gb=round(size, 2))
         params = {
             "objective": "binary:logistic",
             "tree_method": "hist",

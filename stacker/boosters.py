@@ -22,6 +22,7 @@ from stacker._booster_params import (
     lightgbm_names,
     xgboost_names,
 )
+from stacker._spool import Spool
 from stacker.blend import weighted_log_loss
 
 Float = NDArray[np.float32]
@@ -400,19 +401,20 @@ class _XGBoostBatches(xgb.DataIter):
     """Streams the batches to XGBoost, which walks over them more than once."""
 
     def __init__(self, rows: Rows) -> None:
-        self.rows = rows
-        self.stream = rows.batches()
+        size = 4 * len(rows) * len(rows.features.columns_)
+        self.spool = Spool(rows.batches, size)
+        self.stream = self.spool.batches()
         super().__init__()
 
     def next(self, input_data: Any) -> bool:
         batch = next(self.stream, None)
         if batch is None:
             return False
-        input_data(data=batch.copy())
+        input_data(data=batch)
         return True
 
     def reset(self) -> None:
-        self.stream = self.rows.batches()
+        self.stream = self.spool.batches()
 
 
 def _categorical(rows: Rows) -> list[int]:
