@@ -17,10 +17,11 @@ from distributed import get_worker
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from features._pair_folder import sha256
 from features._places import as_place
 from features._state import features_from_tree, features_tree
 from features.assemble import PairFeatures, parse_bytes
-from features.parquet import PairRows, pair_schema, sha256, write_part
+from features.parquet import PairRows, pair_schema, write_part
 from features.schema import LabelSpace, Stack
 from features.store import FeatureStore
 

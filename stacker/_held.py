@@ -5,6 +5,7 @@ that no model holds have probability 0 in every blend, and are not stored.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numba import njit, prange
@@ -54,7 +55,7 @@ def held_pairs(stack: Stack) -> HeldPairs:
     >>> found.classes.tolist(), found.probs.tolist()
     ([0, 1], [[0.0, 0.5], [0.25, 0.0]])
     """
-    parts = list(stack.probabilities.values())
+    parts: list[Any] = list(stack.probabilities.values())
     starts = np.stack([part.indptr.astype(np.int64) for part in parts])
     # One flat array each, so that the kernel takes any number of models.
     offsets = np.concatenate([[0], np.cumsum([part.nnz for part in parts])]).astype(np.int64)
