@@ -23,8 +23,8 @@ def load_openclipart_oof() -> Any:
     """Load real out-of-fold predictions of six models, ready to be stacked.
 
     =====================  ==================================================
-    Images                 1,599 of openclipart, stratified by label
-    Classes                146 that at least ten of these images have
+    Images                 1,592 of openclipart, stratified by label
+    Classes                170 that at least ten of these images have
     Models                 three ImageNet backbones, a linear and an MLP head each
     Context                64 principal components of an embedding, 19 statistics
     =====================  ==================================================
