@@ -55,6 +55,13 @@ def connect(address: str) -> Any:
         When no scheduler answers.
     ImportError
         Naming the extra to install.
+
+    Examples
+    --------
+    >>> connect("current")  # doctest: +IGNORE_EXCEPTION_DETAIL
+    Traceback (most recent call last):
+        ...
+    ValueError: there is no active client
     """
     try:
         import distributed
@@ -94,6 +101,11 @@ class Images:
         Positions in the store, rising.
     run : str
         Of these images alone: workers open the store once for it.
+
+    Examples
+    --------
+    >>> Images(Stack({"a": [[0.5], [0.2]]})).n_images
+    2
     """
 
     stack: Stack | None = None
@@ -138,6 +150,11 @@ class Partition:
     start, stop : int
         The range.
     features : distributed.Future of float32 array of shape (n_rows, n_columns)
+
+    Examples
+    --------
+    >>> Partition(0, 4, None).stop
+    4
     """
 
     start: int
@@ -176,6 +193,19 @@ def fit_features(
     Returns
     -------
     distributed.Future of the fitted state, PairFeatures
+
+    Examples
+    --------
+    >>> from distributed import Client
+    >>> client = Client(processes=False, dashboard_address=None)
+    >>> rng = np.random.default_rng(0)
+    >>> labels = csr_array((rng.random((20, 3)) < 0.4).astype(np.int8))
+    >>> images, fold = Images(Stack({"a": rng.random((20, 3))})), np.arange(20) % 2
+    >>> settings = {"blocks": ("logits",), "candidates": 2}
+    >>> state, features = fit_features(client, images, labels, fold, settings)
+    >>> len(features.feature_names_)
+    2
+    >>> client.close()
     """
     from features import _dask_tasks as tasks
 
@@ -218,6 +248,21 @@ def row_partitions(
     indptr : int64 array of shape (n_images + 1,)
         Rows of each image.
     rows_per_part : int
+
+    Examples
+    --------
+    >>> from distributed import Client
+    >>> client = Client(processes=False, dashboard_address=None)
+    >>> rng = np.random.default_rng(0)
+    >>> labels = csr_array((rng.random((20, 3)) < 0.4).astype(np.int8))
+    >>> images, fold = Images(Stack({"a": rng.random((20, 3))})), np.arange(20) % 2
+    >>> settings = {"blocks": ("logits",), "candidates": 2}
+    >>> state, features = fit_features(client, images, labels, fold, settings)
+    >>> indptr = np.arange(0, 41, 2)
+    >>> parts = row_partitions(client, state, images, fold, indptr, rows_per_part=20)
+    >>> [part.features.result().shape for part in parts]
+    [(20, 2), (20, 2)]
+    >>> client.close()
     """
     from features import _dask_tasks as tasks
 

@@ -65,6 +65,14 @@ class PairRows:
         Position of the first image, where these are a range of more.
     counted : int64 array of shape (n_images + 1,), optional
         The rows' boundaries, where they are known already.
+
+    Examples
+    --------
+    >>> labels, known = csr_array(np.eye(2, dtype=np.int8)), np.ones(2, dtype=bool)
+    >>> stack, fold = Stack({"a": [[0.9, 0.1], [0.2, 0.8]]}), np.array([0, 1])
+    >>> features = PairFeatures(blocks=("logits",)).fit(stack, labels, fold)
+    >>> PairRows(features, stack, labels, known, fold).negatives
+    1.0
     """
 
     features: PairFeatures
@@ -150,6 +158,11 @@ class Written:
         Size of the parts on disk.
     n_built : int
         Images whose rows were built now.
+
+    Examples
+    --------
+    >>> Written(20, 40, 2, 1, [], [], 1000, 20).n_rows
+    40
     """
 
     n_images: int
@@ -270,6 +283,20 @@ def read_pairs(
         When `path` is no pair folder.
     ValueError
         When it is not complete.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> rng = np.random.default_rng(0)
+    >>> Y = csr_array((rng.random((20, 3)) < 0.4).astype(np.int8))
+    >>> stack = Stack({"a": rng.random((20, 3))})
+    >>> fold = np.arange(20) % 2
+    >>> features = PairFeatures(blocks=("logits",), candidates=2).fit(stack, Y, fold)
+    >>> rows = PairRows(features, stack, Y, np.ones(20, dtype=bool), fold)
+    >>> folder = tempfile.mkdtemp() + "/pairs"
+    >>> done = write_pairs(folder, rows, settings={})
+    >>> sum(len(table) for table in read_pairs(folder))
+    40
     """
     folder = as_place(path)
     record = read_record(folder)
@@ -296,7 +323,15 @@ def read_pairs(
 
 
 def pair_columns(schema: pa.Schema) -> list[Column]:
-    """Read where each feature of a pair folder comes from, out of the field metadata."""
+    """Read where each feature of a pair folder comes from, out of the field metadata.
+
+    Examples
+    --------
+    >>> origin = {"block": "logits", "formula": "l", "models": '["a"]', "fold_fitted": "false"}
+    >>> schema = pa.schema([pa.field("l:a", pa.float32(), metadata=origin)])
+    >>> pair_columns(schema)[0].models
+    ('a',)
+    """
     return [
         Column(
             item.name,
@@ -311,7 +346,15 @@ def pair_columns(schema: pa.Schema) -> list[Column]:
 
 
 def feature_matrix(table: pa.Table) -> NDArray[np.float32]:
-    """Stack the features of a table from `read_pairs`, float32 (n_rows, n_columns)."""
+    """Stack the features of a table from `read_pairs`, float32 (n_rows, n_columns).
+
+    Examples
+    --------
+    >>> origin = {"block": "logits", "formula": "l", "models": '["a"]', "fold_fitted": "false"}
+    >>> schema = pa.schema([pa.field("l:a", pa.float32(), metadata=origin)])
+    >>> feature_matrix(pa.table({"l:a": pa.array([0.5, 2.0], pa.float32())}, schema)).tolist()
+    [[0.5], [2.0]]
+    """
     names = [column.name for column in pair_columns(table.schema)]
     out = np.empty((len(table), len(names)), dtype=np.float32)
     for position, name in enumerate(names):

@@ -47,6 +47,11 @@ class Verified:
         Each names what is damaged.
     notes : list of str
         What is no damage: unfinished rows, left-over temporary files.
+
+    Examples
+    --------
+    >>> Verified("store/", "store", 3, ["c/0: it is missing"]).problems
+    ['c/0: it is missing']
     """
 
     path: str
@@ -265,6 +270,12 @@ def verify_pairs(path: str | os.PathLike[str]) -> Verified:
     Returns
     -------
     Verified
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> verify_pairs(tempfile.mkdtemp()).problems
+    ['_pairs.parquet: it is no record of a pair folder']
     """
     folder, found = Path(path), Verified(os.fspath(path), "pair folder", 1)
     try:

@@ -26,7 +26,14 @@ BATCH_CELLS = 8_000_000
 
 
 class Interval(NamedTuple):
-    """A difference of two scores with its 95% bootstrap interval."""
+    """A difference of two scores with its 95% bootstrap interval.
+
+    Examples
+    --------
+    >>> gain = Interval(0.02, 0.01, 0.03)
+    >>> gain.low > 0
+    True
+    """
 
     difference: float
     low: float

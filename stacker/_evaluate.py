@@ -96,6 +96,17 @@ def evaluate(
     ------
     ValueError
         For other classes, or when `trained_on` holds other images than the model was fitted on.
+
+    Examples
+    --------
+    >>> from stacker import PairStacker
+    >>> rng = np.random.default_rng(0)
+    >>> Y = (rng.random((60, 4)) < 0.3).astype(np.int8)
+    >>> X = {m: np.clip(0.6 * Y + 0.4 * rng.random(Y.shape), 0, 1) for m in "ab"}
+    >>> model = PairStacker(cv=3, blocks=("logits",), random_state=0, n_jobs=1).fit(X, Y)
+    >>> found = evaluate(model, X, Y, n=20)  # give images that it was not fitted on
+    >>> list(found.table.scores.index)
+    ['base', 'stack']
     """
     stack, labels, known = labelled_images(model, X, Y)
     if groups is None and isinstance(X, FeatureStore):

@@ -26,11 +26,9 @@ def to_frame(values: Any, image_ids: NDArray[Any], classes: NDArray[Any], librar
     Examples
     --------
     >>> import numpy as np
-    >>> to_frame(np.eye(2, dtype=int), np.array(["i", "j"]), np.array(["a", "b"]), "pandas")
-              a  b
-    image_id
-    i         1  0
-    j         0  1
+    >>> ids, classes = np.array(["i", "j"]), np.array(["a", "b"])
+    >>> to_frame(np.eye(2, dtype=int), ids, classes, "pandas").loc["i"].to_dict()
+    {'a': 1, 'b': 0}
     """
     if library not in LIBRARIES:
         raise ValueError(f"library must be of {LIBRARIES}. Got {library!r} instead.")

@@ -97,6 +97,13 @@ class EnsembleSelection(BaseEstimator):
     Attributes
     ----------
     weights_ : dict of model to float, summing to 1
+
+    Examples
+    --------
+    >>> good, poor = [[0.9, 0.2], [0.1, 0.8]], [[0.5, 0.5], [0.5, 0.5]]
+    >>> Y = [[1, 0], [0, 1]]
+    >>> EnsembleSelection().fit({"good": good, "poor": poor}, Y).weights_
+    {'good': 1.0, 'poor': 0.0}
     """
 
     def __init__(
@@ -208,6 +215,14 @@ class LogisticBlend(BaseEstimator):
     -----
     Newton's method, O(n_images * n_classes * n_models**2) a step; memory is bounded by a block
     of classes.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> Y = (rng.random((60, 4)) < 0.3).astype(np.int8)
+    >>> X = {m: np.clip(0.6 * Y + 0.4 * rng.random(Y.shape), 0, 1) for m in "ab"}
+    >>> LogisticBlend().fit(X, Y).coef_.shape  # a weight for each model, and the intercept
+    (4, 3)
     """
 
     def __init__(self, shrinkage: float = 10.0) -> None:
@@ -276,6 +291,15 @@ def cross_fit(
     Returns
     -------
     float32 array of shape (n_images, n_classes); CSR array of a top-k stack
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> Y = (rng.random((60, 4)) < 0.3).astype(np.int8)
+    >>> X = {m: np.clip(0.6 * Y + 0.4 * rng.random(Y.shape), 0, 1) for m in "ab"}
+    >>> held_out = cross_fit(LogisticBlend(), Stack(X), csr_array(Y), np.arange(60) % 3)
+    >>> held_out.shape
+    (60, 4)
     """
     if isinstance(blend, MeanBlend | LogitMeanBlend):  # they read no labels
         return clone(blend).fit(stack, labels).predict_proba(stack)

@@ -251,6 +251,12 @@ def reliability_curve(
     -------
     dict of float64 arrays of shape (at most n_bins,)
         ``mean_proba``, ``rate``, ``standard_error`` of the rate, ``count``.
+
+    Examples
+    --------
+    >>> curve = reliability_curve([[0.2], [0.2], [0.8], [0.8]], [[0], [0], [1], [1]], n_bins=2)
+    >>> curve["mean_proba"].round(1).tolist(), curve["rate"].tolist()
+    ([0.2, 0.8], [0.0, 1.0])
     """
     probs = check_probs(proba)
     labels = check_labels(Y)

@@ -292,6 +292,11 @@ class Predictions:
     strategy : dict of average to the decision rule's name
     is_blend : bool
         True for the methods that compete for "best blend".
+
+    Examples
+    --------
+    >>> Predictions("Mean", [[0.9, 0.1]], {"samples": [[1, 0]]}, is_blend=True).title
+    'Mean'
     """
 
     title: str
@@ -314,6 +319,15 @@ class ScoreTable:
     best_blend : dict of metric to method
         The blend with the best score on these very images: the hardest one to beat.
     n_images, n_groups : int
+
+    Examples
+    --------
+    >>> Y = np.eye(4, dtype=int)
+    >>> good = Predictions("Stack", Y * 0.9, {"micro": Y})
+    >>> poor = Predictions("Mean", Y * 0.1, {"micro": 1 - Y}, is_blend=True)
+    >>> table = score_methods(Y, {"mean": poor, "stack": good}, averages=["micro"], n=20)
+    >>> table.best_blend["f2_micro"], table.n_images
+    ('mean', 4)
     """
 
     scores: pd.DataFrame

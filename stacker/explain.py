@@ -37,6 +37,16 @@ def gain_importance(model: Any, by: str = "block") -> pd.DataFrame:
     DataFrame
         ``block``, (``feature``,) ``gain`` (shares that sum to 1), ``n_columns`` for blocks; the
         most important first.
+
+    Examples
+    --------
+    >>> from stacker import PairStacker
+    >>> rng = np.random.default_rng(0)
+    >>> Y = (rng.random((60, 4)) < 0.3).astype(np.int8)
+    >>> X = {m: np.clip(0.6 * Y + 0.4 * rng.random(Y.shape), 0, 1) for m in "ab"}
+    >>> model = PairStacker(cv=3, blocks=("logits",), random_state=0, n_jobs=1).fit(X, Y)
+    >>> gain_importance(model)["block"].tolist()
+    ['logits']
     """
     if by not in ("block", "feature"):
         raise ValueError(f"by must be 'block' or 'feature'. Got {by!r} instead.")
@@ -83,6 +93,16 @@ def permutation_importance(
     DataFrame
         ``block``, ``fbeta_loss`` (drop of the model's own F-beta), ``fbeta_std`` (over repeats),
         ``log_loss_rise`` (nats per candidate row); the greatest drop of log loss first.
+
+    Examples
+    --------
+    >>> from stacker import PairStacker
+    >>> rng = np.random.default_rng(0)
+    >>> Y = (rng.random((60, 4)) < 0.3).astype(np.int8)
+    >>> X = {m: np.clip(0.6 * Y + 0.4 * rng.random(Y.shape), 0, 1) for m in "ab"}
+    >>> model = PairStacker(cv=3, blocks=("logits",), random_state=0, n_jobs=1).fit(X, Y)
+    >>> permutation_importance(model, X, Y, n_repeats=1)["block"].tolist()
+    ['logits']
     """
     check_is_fitted(model, "boosters_")
     rng = np.random.default_rng(random_state)
@@ -154,6 +174,16 @@ def explain(
         share of the correction, by SHAP values from the booster itself (Lundberg, Erion and Lee,
         2018). Blocks, "(bias)" (the boosters' mean) and "(start)" (the blend that they start
         from, against the base) sum to the correction. The greatest correction first.
+
+    Examples
+    --------
+    >>> from stacker import PairStacker
+    >>> rng = np.random.default_rng(0)
+    >>> Y = (rng.random((60, 4)) < 0.3).astype(np.int8)
+    >>> X = {m: np.clip(0.6 * Y + 0.4 * rng.random(Y.shape), 0, 1) for m in "ab"}
+    >>> model = PairStacker(cv=3, blocks=("logits",), random_state=0, n_jobs=1).fit(X, Y)
+    >>> explain(model, X, 0, labels=["2"])[["change", "logits"]].shape
+    (1, 2)
     """
     told = _Told(model, X, image, labels)
     blocks = np.array([column.block for column in model.columns_])
@@ -181,6 +211,16 @@ def explain_features(
     DataFrame
         ``class``, ``change``, ``block``, ``feature``, ``value`` (the feature's), ``contribution``
         (to the log-odds); `n_features` a class, the strongest first.
+
+    Examples
+    --------
+    >>> from stacker import PairStacker
+    >>> rng = np.random.default_rng(0)
+    >>> Y = (rng.random((60, 4)) < 0.3).astype(np.int8)
+    >>> X = {m: np.clip(0.6 * Y + 0.4 * rng.random(Y.shape), 0, 1) for m in "ab"}
+    >>> model = PairStacker(cv=3, blocks=("logits",), random_state=0, n_jobs=1).fit(X, Y)
+    >>> explain_features(model, X, 0, labels=["2"], n_features=2)["block"].tolist()
+    ['logits', 'logits']
     """
     told = _Told(model, X, image, labels)
     contributions = told.parts[:, :-1]

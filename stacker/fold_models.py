@@ -32,6 +32,17 @@ def fold_stacks(store: FeatureStore, image_ids: ArrayLike | None = None) -> list
     ------
     ValueError
         When a model has no fold predictions, of other folds, or not of these images.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> store = FeatureStore.create(
+    ...     tempfile.mkdtemp() + "/store", image_ids=["i", "j"], classes=["cat"],
+    ...     labels=[["cat"], []], labels_known=[True, False])
+    >>> store.add_probabilities("a", [[0.9], [0.4]])
+    >>> store.add_fold_probabilities("a", [[[0.0], [0.25]], [[0.0], [0.5]]])
+    >>> [stack.probabilities["a"].tolist() for stack in fold_stacks(store)]
+    [[[0.25]], [[0.5]]]
     """
     wanted = store.image_ids[~store.labels_known] if image_ids is None else np.asarray(image_ids)
     some = store.subset(wanted)
@@ -66,6 +77,17 @@ def predict_proba_by_fold(model: Any, stacks: list[Stack]) -> NDArray[np.float32
     Returns
     -------
     float32 array of shape (n_images, n_classes)
+
+    Examples
+    --------
+    >>> from stacker import PairStacker
+    >>> rng = np.random.default_rng(0)
+    >>> Y = (rng.random((60, 4)) < 0.3).astype(np.int8)
+    >>> X = {m: np.clip(0.6 * Y + 0.4 * rng.random(Y.shape), 0, 1) for m in "ab"}
+    >>> model = PairStacker(cv=3, blocks=("logits",), random_state=0, n_jobs=1).fit(X, Y)
+    >>> one, two = Stack(X), Stack({m: p * 0.9 for m, p in X.items()})
+    >>> predict_proba_by_fold(model, [one, two]).shape
+    (60, 4)
     """
     total = sum(logit(model.predict_proba(stack)) for stack in stacks)
     return sigmoid(np.asarray(total / len(stacks), dtype=np.float32))

@@ -49,6 +49,19 @@ class HeldOut:
         near-duplicates among the training images.
     groups : array-like of shape (n_images,), optional
         Split groups, for intervals.
+
+    Examples
+    --------
+    >>> from stacker.evaluation import score_methods
+    >>> Y = csr_array(np.eye(4, dtype=np.int8))
+    >>> sets = {"samples": Y.toarray()}
+    >>> methods = {
+    ...     "mean": Predictions("Mean", Y.toarray() * 0.4, sets, is_blend=True),
+    ...     "stack": Predictions("Stack", Y.toarray() * 0.9, sets),
+    ... }
+    >>> table = score_methods(Y, methods, averages=["samples"], n=10)
+    >>> HeldOut(np.array(list("abcd")), Y, methods, table).table.n_images
+    4
     """
 
     image_ids: NDArray[np.str_]
@@ -74,6 +87,19 @@ def write_report(path: Path | str, model: Any, *, force: bool = False, **content
     ------
     FileExistsError
         If the file exists and `force` is False.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from stacker import PairStacker
+    >>> rng = np.random.default_rng(0)
+    >>> Y = (rng.random((60, 4)) < 0.3).astype(np.int8)
+    >>> X = {m: np.clip(0.6 * Y + 0.4 * rng.random(Y.shape), 0, 1) for m in "ab"}
+    >>> model = PairStacker(cv=3, blocks=("logits",), random_state=0, n_jobs=1).fit(X, Y)
+    >>> path = Path(tempfile.mkdtemp()) / "report.html"
+    >>> write_report(path, model)
+    >>> path.read_text(encoding="utf-8")[:15].lower()
+    '<!doctype html>'
     """
     write_text(Path(path), render_report(model, **content), force=force)
 
@@ -111,6 +137,16 @@ def render_report(
     -------
     str
         The page. Every string that came from a user is escaped.
+
+    Examples
+    --------
+    >>> from stacker import PairStacker
+    >>> rng = np.random.default_rng(0)
+    >>> Y = (rng.random((60, 4)) < 0.3).astype(np.int8)
+    >>> X = {m: np.clip(0.6 * Y + 0.4 * rng.random(Y.shape), 0, 1) for m in "ab"}
+    >>> model = PairStacker(cv=3, blocks=("logits",), random_state=0, n_jobs=1).fit(X, Y)
+    >>> "pairstack report" in render_report(model)
+    True
     """
     page = _environment().get_template("report.html.jinja")
     beta = float(model.beta)

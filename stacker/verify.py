@@ -31,6 +31,15 @@ def verify(path: str | Path) -> list[Verified]:
         When nothing is there.
     ValueError
         When what is there is none of these.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from features import FeatureStore
+    >>> path = tempfile.mkdtemp() + "/store"
+    >>> store = FeatureStore.create(path, image_ids=["i"], classes=["cat"])
+    >>> [(found.kind, found.problems) for found in verify(path)]
+    [('store', [])]
     """
     if "://" in str(path):
         return [verify_store(path)]
@@ -66,6 +75,20 @@ def verify_model(path: str | Path) -> Verified:
     Returns
     -------
     Verified
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from stacker import PairStacker
+    >>> rng = np.random.default_rng(0)
+    >>> Y = (rng.random((60, 4)) < 0.3).astype(np.int8)
+    >>> X = {m: np.clip(0.6 * Y + 0.4 * rng.random(Y.shape), 0, 1) for m in "ab"}
+    >>> model = PairStacker(cv=3, blocks=("logits",), random_state=0, n_jobs=1).fit(X, Y)
+    >>> folder = tempfile.mkdtemp() + "/model"
+    >>> model.save(folder)
+    >>> verify_model(folder).problems
+    []
     """
     folder = Path(path)
     found = Verified(str(path), "model", sum(1 for _ in folder.iterdir()))
@@ -89,6 +112,12 @@ def verify_run(path: str | Path) -> Verified:
     Returns
     -------
     Verified
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> verify_run(tempfile.mkdtemp()).kind
+    'training run'
     """
     folder = Path(path)
     found = Verified(str(path), "training run")

@@ -31,7 +31,13 @@ Float = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Column:
-    """One feature: its name, and where it comes from."""
+    """One feature: its name, and where it comes from.
+
+    Examples
+    --------
+    >>> Column("sum:a+b", "combinations", "a + b", ("a", "b")).models
+    ('a', 'b')
+    """
 
     name: str
     block: str
@@ -54,6 +60,14 @@ class Training:
     projections : {space name: Projection}
         Empty where no chosen block compares images.
     random_state : int
+
+    Examples
+    --------
+    >>> stack = Stack({"a": np.full((4, 2), 0.5)})
+    >>> labels = csr_array(np.eye(4, 2, dtype=np.int8))
+    >>> train = Training(stack, labels, np.array([0, 1, 0, 1]), np.zeros((4, 2), np.float32))
+    >>> train.n_folds, len(train.space)
+    (2, 2)
     """
 
     stack: Stack
@@ -92,6 +106,14 @@ class Batch:
     probs : float32 array of shape (n_models, n_images, n_classes)
     blend : float32 array of shape (n_images, n_classes)
     projections : {space name: Projection}
+
+    Examples
+    --------
+    >>> probs = np.array([[0.9, 0.1], [0.2, 0.8]], dtype=np.float32)
+    >>> found = Candidates(np.array([0, 1, 2]), np.array([0, 1], dtype=np.int32))
+    >>> batch = Batch(Stack({"a": probs}), found, np.zeros(2, np.int64), probs[None], probs)
+    >>> batch.row_image.tolist(), batch.row_class.tolist()
+    ([0, 1], [0, 1])
     """
 
     stack: Stack
@@ -154,6 +176,15 @@ class Block:
     compares_images : bool
         Whether it needs the projections of :mod:`features.blocks.spaces`.
     options : names and default values that a user may set
+
+    Examples
+    --------
+    >>> def squares(batch, state, out):
+    ...     out[:, 0] = batch.blend[batch.row_image, batch.row_class] ** 2
+    >>> column = Column("square:blend", "squares", "logit ** 2")
+    >>> block = Block("squares", nothing_to_fit, lambda stack, state: [column], squares)
+    >>> block.columns(Stack({"a": [[0.5]]}), {})[0].name
+    'square:blend'
     """
 
     name: str
