@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test browser-test lint types docs notebooks bench slow peers lowest dist clean help
+.PHONY: demo test browser-test lint types docs notebooks bench slow peers lowest dist clean help coverage soak fuzz audit mutate errors
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -24,10 +24,34 @@ test: $(STAMP)  ## unit and end-to-end tests, doctests, README's Python blocks
 browser-test: $(STAMP)  ## the report in headless Chromium; installs Chromium where apt-get can
 	command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \
 	  { apt-get update && apt-get install --yes --no-install-recommends chromium; }
-	$(BIN)/python -m pytest tests/stacker/test_report_browser.py
+	$(BIN)/python -m pytest tests/stacker/test_report_browser.py tests/test_docs_site.py
 
 slow: $(STAMP)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+coverage: $(STAMP)  ## lines and branches that `make test` runs; commands run in processes count too
+	$(BIN)/python -m pytest --cov=cnn_extract --cov=features --cov=stacker --cov-branch \
+	  --cov-report=term:skip-covered
+
+soak: $(STAMP)  ## an hour: 25 kills of every command, Ctrl-C, 20 minutes of streaming, threads
+	$(BIN)/python -m pytest -m slow -s tests/reliability/test_kill.py tests/reliability/test_soak.py \
+	  tests/reliability/test_determinism.py
+
+FUZZ_CASES ?= 50000
+
+fuzz: $(STAMP)  ## 50,000 damaged stores, tables, models and recipes each (FUZZ_CASES=n)
+	FUZZ_CASES=$(FUZZ_CASES) $(BIN)/python -m pytest -m slow -s tests/reliability/test_fuzz.py
+
+audit: $(STAMP)  ## known holes in what is installed
+	$(BIN)/python -m pip_audit --skip-editable
+
+MUTANTS ?= 200
+
+mutate: $(STAMP)  ## change the sources a little and see whether a test notices (MUTANTS=n a file)
+	$(BIN)/python tests/reliability/mutate.py $(MUTANTS)
+
+errors: $(STAMP)  ## docs/errors.md, from the sources
+	$(BIN)/python -m tests.reliability.errors
 
 lint: $(STAMP)  ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -54,7 +78,7 @@ bench: $(STAMP)  ## ratios against a peer or a limit in the same run; writes ben
 	$(BIN)/python benchmarks/assemble.py
 
 PEERS := .venv-peers
-OOF   ?= ../shared/data/openclipart_oof.npz
+OOF   ?= embedded
 
 peers:  ## pairstack beside its peers, under an hour; OOF=file of out-of-fold predictions
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)

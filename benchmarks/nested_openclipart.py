@@ -29,6 +29,7 @@ from features.folds import make_folds
 from features.numeric import logit, sigmoid
 from stacker import PairStacker
 from stacker._compare import compare
+from stacker.datasets import load_openclipart_oof
 from stacker.evaluation import AVERAGES, ScoreTable
 
 STATS = [f"{s}_{c}" for s in ("mean", "median", "std", "max", "min") for c in "rgb"]
@@ -54,7 +55,10 @@ class KeptStacker(PairStacker):
 
 
 def read(path: str) -> Data:
-    """Stack, labels, outer fold and split group of the file."""
+    """Stack, labels, outer fold and split group of a file, or of the smaller "embedded" set."""
+    if path == "embedded":
+        own = load_openclipart_oof()
+        return own.stack, own.labels, own.fold, own.split_group
     with np.load(path, allow_pickle=False) as file:
         data = {key: file[key] for key in file.files}
     prefixed = lambda p: {k.removeprefix(p): v for k, v in data.items() if k.startswith(p)}  # noqa: E731
@@ -138,7 +142,7 @@ def rows(name: str, table: ScoreTable) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("path")
+    parser.add_argument("path", help="the whole file, or 'embedded': the part that ships")
     parser.add_argument("--part", default="folds", choices=("folds", "small", "grouped"))
     parser.add_argument("--blocks", default="default", help="comma separated block names")
     parser.add_argument("--trials", type=int, default=0)
