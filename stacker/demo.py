@@ -52,6 +52,11 @@ class DemoSettings:
     heads : str
         Heads of each backbone, comma separated.
     random_state : int
+
+    Examples
+    --------
+    >>> DemoSettings().n_images, len(DemoSettings.full().backbones)
+    (2000, 3)
     """
 
     n_images: int | None = 2000
@@ -104,6 +109,13 @@ def run_demo(
         If `out` is complete, or was begun with other settings.
     RuntimeError
         If a subprocess fails.
+
+    Examples
+    --------
+    >>> run_demo(Path("demo"), DemoSettings(n_images=10))
+    Traceback (most recent call last):
+        ...
+    ValueError: n_images must be at least 100, or too few classes have 5 images. Got 10 instead.
     """
     settings, log = settings or DemoSettings(), log or Log()
     report = report or out / "report.html"

@@ -84,6 +84,18 @@ def tune(
     ------
     ValueError
         For an unknown objective, more than one booster, or a study of other data.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from stacker import PairStacker
+    >>> rng = np.random.default_rng(0)
+    >>> Y = (rng.random((60, 4)) < 0.3).astype(np.int8)
+    >>> X = {m: np.clip(0.6 * Y + 0.4 * rng.random(Y.shape), 0, 1) for m in "ab"}
+    >>> start = PairStacker(cv=3, blocks=("logits",), random_state=0, n_jobs=1)
+    >>> best = tune(start, X, Y, n_trials=1)
+    >>> best.trials_["state"].tolist()
+    ['complete']
     """
     train = read_training_set(
         X, Y, groups, classes, sample_weight, cv=model.cv, random_state=model.random_state or 0
@@ -109,7 +121,20 @@ def tune_known(
     objective: str = "fbeta",
     step: Step | None = None,
 ) -> Any:
-    """Do the same on a training set that was read already."""
+    """Do the same on a training set that was read already.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from stacker import PairStacker
+    >>> rng = np.random.default_rng(0)
+    >>> Y = (rng.random((60, 4)) < 0.3).astype(np.int8)
+    >>> X = {m: np.clip(0.6 * Y + 0.4 * rng.random(Y.shape), 0, 1) for m in "ab"}
+    >>> start = PairStacker(cv=3, blocks=("logits",), random_state=0, n_jobs=1)
+    >>> train = read_training_set(X, Y, None, None, None, cv=3, random_state=0)
+    >>> len(tune_known(start, train, n_trials=1).trials_)
+    1
+    """
     if objective not in OBJECTIVES:
         raise ValueError(f"objective must be of {OBJECTIVES}. Got {objective!r} instead.")
     if not isinstance(model.booster, str):
@@ -132,7 +157,13 @@ def tune_known(
 
 
 def open_storage(path: str | None) -> Any:
-    """Open Optuna's storage of a path: SQLite for ``.db``, else a journal file; None is memory."""
+    """Open Optuna's storage of a path: SQLite for ``.db``, else a journal file; None is memory.
+
+    Examples
+    --------
+    >>> open_storage(None) is None
+    True
+    """
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
@@ -152,6 +183,14 @@ def study_frame(study: Any) -> Any:
     DataFrame
         ``trial``, ``value`` (NaN where pruned), ``screen`` (score of the first screening),
         ``state``, ``steps``, ``seconds`` and a column for each parameter.
+
+    Examples
+    --------
+    >>> import optuna
+    >>> study = optuna.create_study()
+    >>> study.add_trial(optuna.trial.create_trial(value=0.5))
+    >>> study_frame(study)[["trial", "value", "state"]].values.tolist()
+    [[0, 0.5, 'complete']]
     """
     import pandas as pd
 
