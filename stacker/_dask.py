@@ -8,6 +8,7 @@ Features never pass through the client; of each row it knows label, base, start,
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -38,6 +39,9 @@ Float = NDArray[np.float32]
 T = TypeVar("T")
 
 ATTEMPTS = 4  # a worker may be lost in three of them
+# After a worker was lost: longer than beginning again takes a round of boosting.
+STUCK_SECONDS = 600.0
+LOOK_EVERY = 5.0
 ROWS_PER_PARTITION = 131_072
 PARTS_PER_WORKER = 3
 # lightgbm.dask has no early stopping: every fold is fitted for so many rounds.
@@ -350,14 +354,15 @@ def _again(client: Any, what: str, run: Callable[[], T]) -> T:
     Raises
     ------
     RuntimeError
-        When it fails though every worker is there, or workers keep being lost.
+        When it fails though every worker is there, when workers keep being lost, or when those
+        that are left wait for a lost one.
     """
     for attempt in range(1, ATTEMPTS + 1):
         before = _workers(client)
         try:
-            # The boosters' Dask modules look for the current client.
-            with client.as_current():
-                return run()
+            return _watched(client, what, run, before)
+        except _StuckError:
+            raise
         except Exception as error:
             lost = sorted(before - _workers(client))
             if not lost or attempt == ATTEMPTS:
@@ -367,6 +372,40 @@ def _again(client: Any, what: str, run: Callable[[], T]) -> T:
                 ) from error
             logger.warning("%s: lost the worker %s; it begins again", what, ", ".join(lost))
     raise AssertionError("unreachable")
+
+
+class _StuckError(RuntimeError):
+    """Workers wait for one that is gone."""
+
+
+def _watched(client: Any, what: str, run: Callable[[], T], before: set[str]) -> T:
+    """Run in a thread of its own, and stop waiting for it some time after a worker was lost."""
+    outcome: list[T | BaseException] = []
+
+    def work() -> None:
+        try:
+            # The boosters' Dask modules look for the current client.
+            with client.as_current():
+                outcome.append(run())
+        except BaseException as error:  # handed on to the caller
+            outcome.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    patience = STUCK_SECONDS
+    while thread.is_alive():
+        thread.join(LOOK_EVERY)
+        if thread.is_alive() and before - _workers(client):
+            patience -= LOOK_EVERY
+            if patience <= 0:
+                raise _StuckError(
+                    f"{what}: {len(before - _workers(client))} of {len(before)} workers were "
+                    f"lost, and for {STUCK_SECONDS:.0f} s the others have waited for them. Restart "
+                    "the workers and fit again; booster='xgboost' recovers by itself."
+                )
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]
 
 
 def _warn_of_memory(client: Any, n_bytes: int) -> None:

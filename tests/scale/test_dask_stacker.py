@@ -1,12 +1,14 @@
 """`PairStacker(dask=...)` fits and predicts what one machine does."""
 
+import contextlib
 import logging
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from stacker import PairStacker
+from stacker import PairStacker, _dask
 
 SETTINGS = {
     "booster_params": {"learning_rate": 0.2},
@@ -145,3 +147,28 @@ def test_lightgbm_ends_when_a_worker_is_killed(cluster, data, caplog):
     assert outcome, "it hangs"
     # Either it began again, or it says what happened.
     assert outcome[0] is model or "workers were lost" in str(outcome[0])
+
+
+def test_waiting_for_a_lost_worker_ends(monkeypatch):
+    """A booster whose workers wait for a lost one waits for ever."""
+    seen = iter([{"a", "b"}, *[{"a"}] * 100])
+    monkeypatch.setattr(_dask, "_workers", lambda client: next(seen))
+    monkeypatch.setattr(_dask, "STUCK_SECONDS", 0.04)
+    monkeypatch.setattr(_dask, "LOOK_EVERY", 0.02)
+    client = SimpleNamespace(as_current=contextlib.nullcontext)
+    stop = threading.Event()
+    with pytest.raises(RuntimeError, match=r"lightgbm: fold 1: 1 of 2 workers were lost, and"):
+        _dask._again(client, "lightgbm: fold 1", stop.wait)
+    stop.set()
+
+
+def test_an_error_without_a_lost_worker_is_not_tried_again(monkeypatch):
+    """A wrong parameter is tried four times."""
+    tried = []
+    monkeypatch.setattr(_dask, "_workers", lambda client: {"a"})
+    client = SimpleNamespace(
+        as_current=contextlib.nullcontext, scheduler=SimpleNamespace(address="tcp://s")
+    )
+    with pytest.raises(RuntimeError, match=r"all rows failed on tcp://s \(0 of 1 workers"):
+        _dask._again(client, "all rows", lambda: tried.append(1) or 1 / 0)
+    assert len(tried) == 1
