@@ -27,7 +27,8 @@ def make_wide_stack(
     """Make top-k predictions over very many classes, with structure that a stack can find.
 
     Every image has a theme, and themes have their own frequent classes; its labels are three
-    classes of its theme. Every model sees them with noise of its own and keeps `top` classes.
+    classes of its theme. Every model sees them with noise of its own and keeps at most `top`
+    classes; rare classes it often misses, as an honest out-of-fold model does.
 
     Parameters
     ----------
@@ -55,6 +56,7 @@ def make_wide_stack(
     true = own[theme[:, None], place]
     labels = _csr(true, np.ones(true.shape, np.float32), n_classes)
     labels.data[:] = 1
+    count = np.bincount(true.ravel(), minlength=n_classes)[true]
     models = {}
     for m in range(n_models):
         near = own[theme[:, None], rng.integers(0, 40, (n_images, top // 2))]
@@ -63,6 +65,8 @@ def make_wide_stack(
         centre = np.repeat([0.0, -2.0, -3.0], [3, near.shape[1], far.shape[1]])
         logits = centre + 1.5 * rng.standard_normal(picked.shape)
         probs = (1 / (1 + np.exp(-logits))).astype(np.float32)
+        # Without other images of a class to learn from there is nothing to predict it by.
+        probs[:, :3] *= rng.random(true.shape) < (count - 1) / (count + 4)
         models[f"model{m}"] = _csr(picked, probs, n_classes)
     names = [f"class{c}" for c in range(n_classes)]
     return Bunch(stack=Stack(models, classes=names), labels=labels.astype(np.int8))
@@ -75,5 +79,6 @@ def _csr(classes: NDArray[np.int64], values: NDArray[np.float32], n_classes: int
     order = np.lexsort((-values.ravel(), classes.ravel(), image))
     keys = image[order] * n_classes + classes.ravel()[order]
     first = order[np.concatenate([[True], keys[1:] != keys[:-1]])]
+    first = first[values.ravel()[first] > 0]
     entries = (values.ravel()[first], (image[first], classes.ravel()[first]))
     return csr_array(entries, shape=(n_images, n_classes))
