@@ -25,6 +25,8 @@ autodoc_typehints = "none"  # numpydoc's sections name shapes and units, which t
 autodoc_default_options = {"members": True, "show-inheritance": False}
 numpydoc_show_class_members = False
 default_role = "literal"
+highlight_language = "text"
+smartquotes = False  # "auto" is a value, not speech
 
 html_theme = "furo"
 html_title = "pairstack"
