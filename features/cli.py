@@ -49,8 +49,8 @@ def _exit_codes() -> Iterator[None]:
 def build_features(
     store: Annotated[str, typer.Argument(help="Feature store: a folder or URL.")],
     out: Annotated[
-        Path | None,
-        typer.Option(help="Folder to write. Not needed with --explain.", show_default=False),
+        str | None,
+        typer.Option(help="Folder or URL to write. Not needed with --explain.", show_default=False),
     ] = None,
     blocks: Annotated[
         str | None,
@@ -116,7 +116,7 @@ def build_features(
             raise ValueError("give --out FOLDER to write to, or --explain to only measure.")
         request = Request(
             store=store,
-            out=out,
+            out=out if out is None or "://" in out else Path(out),
             blocks=None if blocks is None else parse_blocks(blocks),
             candidates=parse_candidates(candidates),
             max_memory=max_memory,
