@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from cnn_extract._console import Reporter
 from cnn_extract._lanes import torch_lanes
 from cnn_extract._torchvision import import_timm, import_torch
 from cnn_extract.decode import DecodePool, n_cores
 from cnn_extract.extract import Backbone, Settings, extract_backbone, scan_into_store
 from cnn_extract.images import open_images
 from cnn_extract.weights import Weights
+from features._console import Reporter
 from features.store import FeatureStore
 
 RESULTS = Path(__file__).parent / "results"

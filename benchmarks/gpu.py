@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cnn_extract._console import Reporter
 from cnn_extract._torchvision import import_timm, import_torch
 from cnn_extract.decode import DecodePool, n_cores
 from cnn_extract.extract import Backbone, Settings, extract_backbone, scan_into_store
@@ -26,6 +25,7 @@ from cnn_extract.images import open_images
 from cnn_extract.train.request import TrainRequest
 from cnn_extract.train.run import train
 from cnn_extract.weights import Weights
+from features._console import Reporter
 from features.store import FeatureStore
 
 MODELS = ("tf_efficientnet_lite0", "convnext_base", "vit_base_patch16_224")

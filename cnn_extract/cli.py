@@ -36,21 +36,13 @@ def main() -> None:
 
 
 @contextmanager
-def exit_codes() -> Iterator[None]:
+def exit_codes(interrupted: str = "the same command resumes") -> Iterator[None]:
     """Turn errors into a line on stderr and an exit code: 1 failed, 2 refused."""
-    from cnn_extract.run import RefusedError
+    # Imported here: numba takes seconds, and --help needs none of it.
+    from features._console import exit_codes as shared
 
-    try:
+    with shared(interrupted):
         yield
-    except RefusedError as error:
-        typer.echo(f"refused: {error}", err=True)
-        raise typer.Exit(2) from error
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
-    except KeyboardInterrupt as error:
-        typer.echo("interrupted; the same command resumes", err=True)
-        raise typer.Exit(1) from error
 
 
 @app.command("run")
@@ -104,8 +96,8 @@ def run_command(
     Example: `cnn-extract run photos.zip --labels labels.csv --metadata meta.csv
     --model tf_efficientnet_lite0 --model resnet50=checkpoint.safetensors --out store/`
     """
-    from cnn_extract._console import Reporter
     from cnn_extract.run import Request, run
+    from features._console import Reporter
 
     with exit_codes():
         request = Request(
@@ -148,10 +140,10 @@ def stats_command(
 
     Example: `cnn-extract stats photos/ --out stats.csv`
     """
-    from cnn_extract._console import Reporter
     from cnn_extract.commands import write_stats
+    from features._console import Reporter
 
-    with exit_codes():
+    with exit_codes("nothing was written"):
         typer.echo(
             write_stats(
                 images,
@@ -183,7 +175,7 @@ def folds_command(
     """
     from cnn_extract.commands import write_folds
 
-    with exit_codes():
+    with exit_codes("nothing was written"):
         typer.echo(
             write_folds(
                 labels,
@@ -286,9 +278,9 @@ def train_command(
 
     Example: `cnn-extract train photos/ --labels labels.csv --recipe imet-1st --out runs/first`
     """
-    from cnn_extract._console import Reporter
     from cnn_extract.train.request import TrainRequest, parse_weights
     from cnn_extract.train.run import train
+    from features._console import Reporter
 
     with exit_codes():
         request = TrainRequest(
@@ -355,10 +347,10 @@ def imagenet_command(
 
     Example: `cnn-extract imagenet photos/ --model tf_efficientnet_lite0 --out imagenet.csv`
     """
-    from cnn_extract._console import Reporter
     from cnn_extract.imagenet import ImagenetRequest, write_imagenet
+    from features._console import Reporter
 
-    with exit_codes():
+    with exit_codes("nothing was written"):
         request = ImagenetRequest(
             images=images,
             model=model,
@@ -386,7 +378,7 @@ def recipes_command(
     """
     from cnn_extract.train.presets import find_recipe, preset_names, preset_text
 
-    with exit_codes():
+    with exit_codes("nothing was written"):
         if name is not None:
             typer.echo(preset_text(name), nl=False)
             return

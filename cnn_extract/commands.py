@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cnn_extract._console import Reporter
 from cnn_extract.decode import DecodePool, Scanned, n_cores, scan_images
 from cnn_extract.extract import count_channels
 from cnn_extract.images import ImageError, ImageSource, open_images
 from cnn_extract.run import RefusedError
 from cnn_extract.stats import stat_names
 from cnn_extract.tables import lines_of, read_labels, read_metadata, split_groups, write_csv
+from features._console import Reporter
 
 __all__ = ["write_folds", "write_stats"]
 

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cnn_extract._console import Reporter
 from cnn_extract._lanes import torch_lanes
 from cnn_extract._ranks import Ranks
 from cnn_extract._torchvision import import_torch
@@ -25,6 +24,7 @@ from cnn_extract.images import ImageError, ImageSource
 from cnn_extract.models import InputConfig, embed, fuse_norms, input_config
 from cnn_extract.stats import stat_names
 from cnn_extract.weights import Weights, load_model
+from features._console import Reporter
 
 if TYPE_CHECKING:
     from features.store import FeatureStore

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from cnn_extract._console import Reporter
 from cnn_extract._lanes import Lanes, torch_lanes
 from cnn_extract._torchvision import import_torch
 from cnn_extract.decode import in_order
 from cnn_extract.extract import open_chunks
+from features._console import Reporter
 
 if TYPE_CHECKING:
     import torch

@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from cnn_extract._console import Reporter
 from cnn_extract._torchvision import import_timm
 from cnn_extract.decode import DecodePool, n_cores
 from cnn_extract.extract import (
@@ -30,6 +29,7 @@ from cnn_extract.extract import (
 from cnn_extract.images import ImageSource, open_images
 from cnn_extract.run import RefusedError, parse_models
 from cnn_extract.tables import first_few, write_csv
+from features._console import Reporter
 
 if TYPE_CHECKING:
     from features.store import FeatureStore

@@ -29,6 +29,8 @@ SUFFIXES = frozenset(
 )  # fmt: skip
 # Beyond this an image is taken for a decompression bomb; Pillow's own limit for an error.
 MAX_PIXELS = 178_956_970
+# A zip member that unpacks to this many times its size, and more than some megabytes, is a bomb.
+MAX_RATIO, MIN_PACKED = 200, 100_000
 # What Pillow and numpy raise on files that are cut short, damaged or no images at all.
 _UNREADABLE = (
     OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError,
@@ -80,6 +82,7 @@ class ImageSource:
             return (Path(self.path) / self.names[index]).read_bytes()
         if not self._zip:
             self._zip.append(zipfile.ZipFile(self.path))
+        _refuse_zip_bomb(self._zip[0].getinfo(self.names[index]))
         return self._zip[0].read(self.names[index])
 
     def decode(self, index: int) -> Pixels:
@@ -168,10 +171,15 @@ def open_images(path: str | Path) -> ImageSource:
 
 
 def _list_folder(folder: Path) -> list[tuple[str, int]]:
-    found = []
+    found, place = [], folder.resolve()
     for file in folder.rglob("*"):
         name = file.relative_to(folder).as_posix()
         if _is_image_name(name) and file.is_file():
+            if file.is_symlink() and not file.resolve().is_relative_to(place):
+                raise ValueError(
+                    f"an image must lie in its folder; {folder} holds a link that leaves it: "
+                    f"{name!r}. Copy the file, or give the folder that it lies in."
+                )
             found.append((name, file.stat().st_size))
     return found
 
@@ -198,6 +206,15 @@ def _refuse_escape(archive: Path, name: str) -> None:
         raise ValueError(
             f"a zip's file names must stay inside it; {archive} holds {name!r}. Pack it again "
             f"without '..' and absolute paths."
+        )
+
+
+def _refuse_zip_bomb(member: zipfile.ZipInfo) -> None:
+    """Refuse a member that would unpack to far more than any image: pictures hardly compress."""
+    if member.file_size > MAX_RATIO * max(member.compress_size, MIN_PACKED):
+        raise ValueError(
+            f"it unpacks from {member.compress_size:,} to {member.file_size:,} bytes, which no "
+            f"image does"
         )
 
 

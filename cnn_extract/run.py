@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from cnn_extract._console import Reporter, clock
 from cnn_extract._ranks import Ranks, this_rank
 from cnn_extract.decode import DecodePool, n_cores
 from cnn_extract.extract import (
@@ -29,6 +28,7 @@ from cnn_extract.images import ImageSource, open_images
 from cnn_extract.tables import Labels, lines_of, read_labels, read_metadata, split_groups
 from cnn_extract.transforms import VIEWS
 from cnn_extract.weights import find_weights
+from features._console import Reporter, clock
 
 if TYPE_CHECKING:
     from features.store import FeatureStore
@@ -50,7 +50,7 @@ CHUNK_IMAGES = 256
 ATTRIBUTE = "cnn_extract"
 
 
-class RefusedError(Exception):
+class RefusedError(FileExistsError):
     """The output may not be written: it is complete, or was made with other settings."""
 
 

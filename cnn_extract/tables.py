@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ from scipy import sparse
 __all__ = [
     "Labels",
     "first_few",
+    "leaves_folder",
     "lines_of",
     "read_labels",
     "read_metadata",
@@ -158,12 +159,11 @@ def _read_csv(path: str | Path, wanted: Sequence[str], text: Sequence[str]) -> p
         if missing:
             raise ValueError(
                 f"{path} must have the columns {first_few(wanted)}; {first_few(missing)} is "
-                f"missing, it has {first_few(columns, 10)}. Name other columns with --id-column "
-                f"and --label-column."
+                f"missing, it has {first_few(columns, 10)}. {_advice(columns)}"
             )
         # An image or a label called "NA" is a name, not a gap.
         verbatim = [c for c in columns if c in text]
-        return pd.read_csv(
+        frame = pd.read_csv(
             path,
             encoding="utf-8-sig",
             dtype=dict.fromkeys(verbatim, "str"),
@@ -171,11 +171,41 @@ def _read_csv(path: str | Path, wanted: Sequence[str], text: Sequence[str]) -> p
             na_values={c: MISSING for c in columns if c not in verbatim},
         )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no CSV file: {error}") from error
+        raise ValueError(
+            f"{path} is no CSV file: {error}. Quote cells that hold commas."
+        ) from error
+    if not isinstance(frame.index, pd.RangeIndex):
+        # pandas takes the first cell for an index where every line has one too many.
+        raise ValueError(
+            f"{path} is no CSV file: its lines have more cells than its first line. Quote cells "
+            "that hold commas."
+        )
+    return frame
+
+
+def _advice(columns: Sequence[str]) -> str:
+    """Say what to do about columns that are missing."""
+    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+        if len(columns) == 1 and separator in columns[0]:
+            return f"Its cells are separated by {name}: write it with commas."
+    return "Name other columns with --id-column and --label-column."
 
 
 def _unique_ids(column: pd.Series, path: str | Path) -> tuple[str, ...]:
+    """Image ids of a table: each once, none empty, none a path out of the images' folder."""
     ids = tuple(column)
+    empty = [k for k, name in enumerate(ids) if not name.strip()]
+    if empty:
+        raise ValueError(
+            f"{path} must name an image in every line; {len(empty):,} lines have no id, first: "
+            f"line {empty[0] + 2}. Remove these lines."
+        )
+    outside = [name for name in ids if leaves_folder(name)]
+    if outside:
+        raise ValueError(
+            f"an image's id is its path inside the images' folder; {path} has {len(outside):,} "
+            f"that leaves it, first: {first_few(outside)}. Correct or remove these lines."
+        )
     twice = column[column.duplicated()].unique()
     if len(twice):
         raise ValueError(
@@ -183,6 +213,19 @@ def _unique_ids(column: pd.Series, path: str | Path) -> tuple[str, ...]:
             f"{first_few(twice)}"
         )
     return ids
+
+
+def leaves_folder(name: str) -> bool:
+    """Whether a file name leaves the folder it is taken in.
+
+    Examples
+    --------
+    >>> [leaves_folder(name) for name in ("a/b", "a..b", "../a", "a/../../b", "/a", "C:/a")]
+    [False, False, True, True, True, True]
+    """
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    drive = bool(parts) and len(parts[0]) == 2 and parts[0][1] == ":"
+    return ".." in parts or name.startswith(("/", "\\")) or drive
 
 
 def first_few(names: Iterable[str], n: int = 5) -> str:

@@ -1,12 +1,20 @@
-"""What a person sees while a command runs: log lines and progress, on stderr."""
+"""What a person sees while a command runs and how it ends: log, progress, exit codes.
+
+All three commands share it, `cnn-extract` too: the same error must end each in the same way.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -19,10 +27,28 @@ from rich.progress import (
 )
 from rich.text import Text
 
-__all__ = ["Reporter", "clock"]
+__all__ = ["FAILED", "REFUSED", "Reporter", "clock", "exit_codes"]
+
+FAILED, REFUSED = 1, 2
+# What the user asked for cannot be done as asked: bad input, or an output that is there already.
+# Everything else (no memory, a full disk, a missing package, a bug) is a failure.
+REFUSALS = (
+    ValueError,
+    FileExistsError,
+    FileNotFoundError,
+    NotADirectoryError,
+    IsADirectoryError,
+    BlockingIOError,
+)
+FAILURES = (RuntimeError, OSError, MemoryError, ImportError)
+# Whoever presses Ctrl-C does not wait for a library that looks up once a minute.
+STOP_SECONDS = 2.0
+RESUMES = "the same command resumes"
 
 # Plain progress lines, where there is no terminal to draw a bar on, come this often.
 LINE_SECONDS = 2.0
+# After the first minute they come less often: a night's log stays readable.
+CALM_AFTER, CALMER = 60.0, 5
 
 
 class _Rate(ProgressColumn):
@@ -108,7 +134,8 @@ class _Lines:
     def advance(self, n: int) -> None:
         self.done += n
         now = time.monotonic()
-        if now - self.last < LINE_SECONDS or self.done >= self.total:
+        pause = LINE_SECONDS * (CALMER if now - self.start > CALM_AFTER else 1)
+        if now - self.last < pause or self.done >= self.total:
             return
         self.last = now
         left = (self.total - self.done) * (now - self.start) / self.done
@@ -135,3 +162,71 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+@contextmanager
+def exit_codes(interrupted: str = RESUMES) -> Iterator[None]:
+    """Turn errors into one line on stderr and an exit code: 2 refused, 1 failed.
+
+    Parameters
+    ----------
+    interrupted : str
+        What to do after Ctrl-C, which ends the command within seconds.
+
+    Examples
+    --------
+    >>> try:
+    ...     with exit_codes():
+    ...         raise FileNotFoundError("there is no store at s/")
+    ... except typer.Exit as ended:
+    ...     ended.exit_code
+    2
+    """
+    try:
+        with _stops_soon(interrupted):
+            yield
+    except REFUSALS as error:
+        _end(f"refused: {error}", REFUSED, error)
+    except FAILURES as error:
+        _end(f"failed: {error}", FAILED, error)
+    except KeyboardInterrupt as error:
+        _end(f"interrupted; {interrupted}", FAILED, error)
+
+
+def _end(text: str, code: int, error: BaseException) -> None:
+    typer.echo(text, err=True)
+    raise typer.Exit(code) from error
+
+
+@contextmanager
+def _stops_soon(interrupted: str) -> Iterator[None]:
+    """End the process when Ctrl-C has not ended it after `STOP_SECONDS`.
+
+    Python tells the main thread of Ctrl-C when the library it is in returns. Everything we write
+    survives a kill, so the process may end anywhere.
+    """
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not usual or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    told, tell = socket.socketpair()
+    tell.setblocking(False)
+    ended = threading.Event()
+    watch = threading.Thread(target=_watch, args=(told, ended, interrupted), daemon=True)
+    before = signal.set_wakeup_fd(tell.fileno(), warn_on_full_buffer=False)
+    watch.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        signal.set_wakeup_fd(before)
+        tell.close()
+        watch.join()
+        told.close()
+
+
+def _watch(told: socket.socket, ended: threading.Event, interrupted: str) -> None:
+    while signals := told.recv(16):
+        if signal.SIGINT in signals and not ended.wait(STOP_SECONDS):
+            os.write(2, f"interrupted; {interrupted}\n".encode())
+            os._exit(FAILED)

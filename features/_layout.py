@@ -58,7 +58,14 @@ def open_checked(path: str | os.PathLike[str], mode: str) -> zarr.Group:
     try:
         root = _zarr.open_root(path, mode)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ValueError(f"{os.fspath(path)} is no store: it holds no Zarr v3 group") from error
+        raise ValueError(
+            f"{os.fspath(path)} is no store: it holds no Zarr v3 group. `cnn-extract run` makes a "
+            "store of images, `stacker import` of predictions."
+        ) from error
+    except _zarr.DAMAGE as error:
+        raise ValueError(
+            f"{os.fspath(path)} is no store, or its zarr.json is damaged ({error}). Copy it again."
+        ) from error
     found = root.attrs.get("format")
     if found != FORMAT:
         raise ValueError(

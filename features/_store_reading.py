@@ -30,12 +30,13 @@ class StoreReader:
         self._root = root
         self._rows: NDArray[np.intp] | None = None
         self._locks = RowLocks(_zarr.local_root(root))
-        self._all_ids = checks.as_names(_zarr.read_strings(root, "image_id"), "image id")
-        self.label_space = LabelSpace(
-            _zarr.read_strings(root, "class"),
-            _zarr.read_strings(root, "class_group"),
-            root.attrs.get("class_parent"),
-        )
+        with _zarr.clear_errors("the names of images and classes", path):
+            self._all_ids = checks.as_names(_zarr.read_strings(root, "image_id"), "image id")
+            self.label_space = LabelSpace(
+                _zarr.read_strings(root, "class"),
+                _zarr.read_strings(root, "class_group"),
+                root.attrs.get("class_parent"),
+            )
 
     @property
     def image_ids(self) -> NDArray[np.str_]:
@@ -80,27 +81,28 @@ class StoreReader:
     @property
     def models(self) -> list[str]:
         """Models with probabilities or top-k probabilities, sorted."""
-        dense = _zarr.member_names(self._root, "probabilities")
-        return sorted({*dense, *_zarr.member_names(self._root, "topk")})
+        return sorted({*self._names("probabilities"), *self._names("topk")})
 
     @property
     def embedding_names(self) -> list[str]:
         """Names of the embeddings, sorted."""
-        return _zarr.member_names(self._root, "embeddings")
+        return self._names("embeddings")
 
     @property
     def imagenet_names(self) -> list[str]:
         """Names of the ImageNet logits, sorted."""
-        return _zarr.member_names(self._root, "imagenet_logits")
+        return self._names("imagenet_logits")
 
     @property
     def labels(self) -> sparse.csr_array:
         """Labels, CSR of int8 ones of shape (n_images, n_classes); empty where not known."""
         indptr, indices = self._read_csr()
         ones = np.ones(len(indices), dtype=np.int8)
-        matrix = sparse.csr_array(
-            (ones, indices, indptr), shape=(len(self._all_ids), self.n_classes)
-        )
+        with _zarr.clear_errors("labels", self.path):
+            matrix = sparse.csr_array(
+                (ones, indices, indptr), shape=(len(self._all_ids), self.n_classes)
+            )
+            matrix.check_format(full_check=True)
         return self._take(matrix)
 
     @property
@@ -116,24 +118,27 @@ class StoreReader:
     @property
     def split_group(self) -> NDArray[np.str_]:
         """Group of images that must not part, shape (n_images,)."""
-        texts = _zarr.read_strings(self._root, "split_group")
+        with _zarr.clear_errors("split_group", self.path):
+            texts = _zarr.read_strings(self._root, "split_group")
         return self._take(checks.as_names(texts, "split group", unique=False))
 
     @property
     def errors(self) -> NDArray[np.object_]:
         """Why each image was skipped, "" where it was not, shape (n_images,)."""
-        return self._take(_zarr.read_strings(self._root, "errors"))
+        with _zarr.clear_errors("errors", self.path):
+            return self._take(_zarr.read_strings(self._root, "errors"))
 
     @property
     def metadata(self) -> pd.DataFrame | None:
         """User columns indexed by image id; None when there are none."""
-        names = _zarr.member_names(self._root, "metadata")
+        names = self._names("metadata")
         if not names:
             return None
-        columns = {
-            n: _frames.read_column(self._root, _zarr.array_path(f"metadata/{n}")) for n in names
-        }
-        frame = pd.DataFrame(columns, index=pd.Index(self._all_ids, name="image_id"))
+        with _zarr.clear_errors("metadata", self.path):
+            columns = {
+                n: _frames.read_column(self._root, _zarr.array_path(f"metadata/{n}")) for n in names
+            }
+            frame = pd.DataFrame(columns, index=pd.Index(self._all_ids, name="image_id"))
         return frame if self._rows is None else frame.iloc[self._rows]
 
     @property
@@ -296,18 +301,43 @@ class StoreReader:
 
     def _array(self, name: str, *, escaped: bool = False) -> zarr.Array:
         path = name if escaped else _zarr.array_path(name)
-        found = _zarr.node(self._root, path)
+        with _zarr.clear_errors(name, self.path):
+            found = _zarr.node(self._root, path)
         if found is None:
             raise ValueError(f"there is no array {name!r} in the store {self.path}")
+        self._refuse_other_shape(name, found)
         return found
+
+    def _refuse_other_shape(self, name: str, array: Any) -> None:
+        """Refuse an array whose metadata says other sizes than the store's: it was changed."""
+        sizes = {"image": len(self._all_ids), "class": self.n_classes}
+        shape, dims = getattr(array, "shape", None), None
+        if shape is not None:
+            dims = array.metadata.dimension_names
+        if shape is None or not dims or len(dims) != len(shape):
+            raise ValueError(f"{name} in {self.path} is damaged: it is no array with named axes")
+        wrong = [d for d, n in zip(dims, shape, strict=True) if sizes.get(d, n) != n]
+        if wrong:
+            raise ValueError(
+                f"{name} in {self.path} is damaged: its axis {wrong[0]!r} has another length than "
+                f"the store, {sizes[wrong[0]]:,}"
+            )
+
+    def _names(self, group: str) -> list[str]:
+        with _zarr.clear_errors(group, self.path):
+            return _zarr.member_names(self._root, group)
 
     def _read_csr(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """Boundaries and class positions of one and the same label matrix."""
         while True:
-            indptr = self._array("labels/indptr")[...]
-            indices = self._array("labels/indices")[...]
-            # Another process may set other labels between the two lines above.
-            if np.array_equal(indptr, self._array("labels/indptr")[...]):
+            arrays = [self._array(f"labels/{name}") for name in ("indptr", "indices")]
+            with _zarr.clear_errors("labels", self.path):
+                indptr, indices = (array[...] for array in arrays)
+            again = self._array("labels/indptr")
+            with _zarr.clear_errors("labels", self.path):
+                # Another process may set other labels between the reads above.
+                same = np.array_equal(indptr, again[...])
+            if same:
                 return indptr, indices
 
     def _read(self, name: str, *, escaped: bool = False) -> Any:
@@ -316,17 +346,12 @@ class StoreReader:
         axis = _rows.image_axis(array.metadata.dimension_names)
         span = _span(self._rows)
         # Reading everything and picking is faster, unless the view is a small part.
-        try:
+        with _zarr.clear_errors(name, self.path):
             if span is not None:
                 return array[(slice(None),) * axis + (span,)]
             if self._rows is None or len(self._rows) * 4 > len(self._all_ids):
                 return self._take(array[...], axis)
             return array.oindex[(slice(None),) * axis + (self._rows,)]
-        except (ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"{name} in {self.path} cannot be read ({error}): a file is damaged. "
-                f"`stacker verify {self.path}` says which; copy it again, or write it anew."
-            ) from error
 
     def _read_complete(self, name: str) -> Any:
         """Float values, NaN where a row is not marked complete: it may be half written."""

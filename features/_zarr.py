@@ -14,6 +14,7 @@ from urllib.parse import quote, unquote
 
 import numpy as np
 import zarr
+import zarr.errors
 from numpy.typing import DTypeLike, NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import FsspecStore, LocalStore
@@ -25,6 +26,7 @@ __all__ = [
     "array_path",
     "building",
     "clean_stale",
+    "clear_errors",
     "consolidate",
     "create_array",
     "escape",
@@ -54,8 +56,24 @@ STALE_SECONDS = 60.0
 # A checksum costs nothing beside the disk, and turns bit rot into an error.
 COMPRESSORS = (ZstdCodec(level=1), Crc32cCodec())
 
+# What Zarr, its codecs and numpy raise on damaged metadata and chunks.
+DAMAGE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    zarr.errors.BaseZarrError,
+)
+
 # Ids are read together, so few large chunks serve them best.
 STRING_CHUNK = 65_536
+# Equal names shrink to next to nothing: this many are still taken for written, not for damage.
+MOST_NAMES_PER_BYTE, MANY_NAMES = 10_000, 1_000_000
 
 # What stands where nothing was written: no value, no fold, no class position, not complete.
 FILL = {"f": np.nan, "i": -1, "b": False}
@@ -327,7 +345,18 @@ def read_strings(root: zarr.Group, path: str) -> NDArray[np.object_]:
     found = node(root, path)
     if found is None:
         raise ValueError(f"the store {root.store} lacks {path!r}: it is damaged or no store")
+    _refuse_oversized(found)
     return np.array(np.asarray(found[...]).tolist(), dtype=object)
+
+
+def _refuse_oversized(array: zarr.Array) -> None:
+    """Refuse names that no file can hold: metadata that was changed would fill the memory."""
+    local = local_root(array)
+    if local is None or len(array.shape) != 1 or array.shape[0] < MANY_NAMES:
+        return
+    held = sum(file.stat().st_size for file in (local / array.path).rglob("*") if file.is_file())
+    if array.shape[0] > MOST_NAMES_PER_BYTE * held:
+        raise ValueError(f"{array.shape[0]:,} names cannot stand in {held:,} bytes")
 
 
 def write_block(array: zarr.Array, start: int, values: NDArray[Any], axis: int) -> None:
@@ -404,6 +433,25 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def clear_errors(what: str, path: object) -> Iterator[None]:
+    """Turn what Zarr raises on damaged files into an error that says what to do.
+
+    Raises
+    ------
+    ValueError
+        Naming what cannot be read.
+    """
+    try:
+        yield
+    except DAMAGE as error:
+        told = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+        raise ValueError(
+            f"{what} in {path} cannot be read ({told}): a file is damaged. `stacker verify {path}` "
+            "says which; copy it again, or write it anew."
+        ) from error
 
 
 @contextmanager

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -13,8 +11,6 @@ from features.parquet import ROWS_PER_PART
 
 __all__ = ["app"]
 
-FAILED, REFUSED = 1, 2
-
 app = typer.Typer(
     help="From a store of predictions to pair rows: one row per image and candidate class.",
     add_completion=False,
@@ -23,22 +19,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-@contextmanager
-def _exit_codes() -> Iterator[None]:
-    """Turn errors into one line on stderr and an exit code: 2 refused, 1 failed."""
-    try:
-        yield
-    except (ValueError, FileExistsError, FileNotFoundError, NotADirectoryError) as error:
-        typer.echo(f"refused: {error}", err=True)
-        raise typer.Exit(REFUSED) from error
-    except (RuntimeError, OSError, MemoryError, ImportError) as error:
-        typer.echo(f"failed: {error}", err=True)
-        raise typer.Exit(FAILED) from error
-    except KeyboardInterrupt as error:
-        typer.echo("interrupted; the same command resumes", err=True)
-        raise typer.Exit(FAILED) from error
 
 
 @app.command(
@@ -107,11 +87,11 @@ def build_features(
     Blocks are fitted on the labelled images, out of fold; rows are written for all images.
     """
     from features._build import Request, build
-    from features._console import Reporter
+    from features._console import Reporter, exit_codes
     from features._specs import parse_blocks, parse_candidates
 
     report = Reporter(quiet=quiet)
-    with _exit_codes(), report.logging("features"):
+    with exit_codes(), report.logging("features"):
         if out is None and not explain:
             raise ValueError("give --out FOLDER to write to, or --explain to only measure.")
         request = Request(

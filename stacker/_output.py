@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
-import shutil
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from features._locks import leased_name
 
 __all__ = ["refuse_existing", "temporary_beside", "write_text"]
 
@@ -41,19 +42,23 @@ def temporary_beside(path: Path, *, force: bool) -> Iterator[Path]:
     'done'
     """
     refuse_existing(path, force=force)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays: some writers choose the format by it.
-    name = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
-    try:
+    with leased_name(path) as name:
         yield name
-        if path.is_dir():
-            shutil.rmtree(path)
-        name.replace(path)
-    finally:
-        if name.is_dir():
-            shutil.rmtree(name)
-        else:
-            name.unlink(missing_ok=True)
+        if name.is_file():
+            _sync(name)
+        if not path.is_dir():
+            name.replace(path)
+            return
+        # A folder cannot be replaced in one step; whole folders change places.
+        with leased_name(path) as old:
+            path.rename(old)
+            name.rename(path)
+
+
+def _sync(path: Path) -> None:
+    """Flush a file to the disk before it gets its name."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def write_text(path: Path, text: str, *, force: bool = False) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from stacker import _import_command, _predict
+from stacker import _import_command, _predict, _verify
 from stacker._image_files import image_reader
 from stacker._options import Average, Beta, Dask, Force, Model, Quiet, Seed, Store
 from stacker._output import refuse_existing, temporary_beside, write_text
@@ -247,6 +247,7 @@ def tune(
 
 app.command(epilog=_predict.EPILOG)(_ends_well(_predict.predict))
 app.command("import", epilog=_import_command.EPILOG)(_ends_well(_import_command.import_command))
+app.command("verify", epilog=_verify.EPILOG)(_ends_well(_verify.verify_command))
 
 
 @app.command(epilog="Example: [bold]stacker evaluate model/ test_store/ --json scores.json[/bold]")

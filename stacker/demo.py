@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from features._pair_folder import read_record
 from features.schema import Stack
 from features.store import FeatureStore
 from stacker._compare import OutOfFold, decide_methods, fit_blends
@@ -160,6 +162,10 @@ def _open_folder(out: Path, report: Path, settings: DemoSettings, *, force: bool
     note = out / "settings.json"
     wanted = json.loads(json.dumps(asdict(settings)))
     if force:
+        if note.exists():
+            # What an earlier demo made may be of other settings: no later run shall resume it.
+            for name in ("store", "pairs"):
+                shutil.rmtree(out / name, ignore_errors=True)
         for name in ("scores.json", "settings.json", "steps.json"):
             (out / name).unlink(missing_ok=True)
     elif (out / "scores.json").exists():
@@ -275,8 +281,19 @@ def _run_once(
         log(f"{name}: done before, skipped")
         return
     output = Path(arguments[arguments.index("--out") + 1])
-    _run_tool(module, name, [*arguments, *(["--force"] * (force and output.exists()))], log)
+    if not force and _is_complete(output):
+        log(f"{name}: done before, skipped")
+    else:
+        _run_tool(module, name, [*arguments, *(["--force"] * (force and output.exists()))], log)
     write_text(note, json.dumps([*done, name]) + "\n", force=True)
+
+
+def _is_complete(output: Path) -> bool:
+    """Whether a tool came to its end: the demo may have been killed before it noted that."""
+    if (output / "zarr.json").is_file():
+        return bool(FeatureStore.open(output).attrs.get("cnn_extract", {}).get("complete"))
+    record = read_record(output) if output.is_dir() else None
+    return record is not None and record.complete
 
 
 def _run_tool(module: str, name: str, arguments: Sequence[str], log: Log) -> None:

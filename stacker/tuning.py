@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import platform
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -25,7 +27,7 @@ from stacker._tuning_space import Settings, default_draw, draw_settings
 if TYPE_CHECKING:
     import optuna
 
-__all__ = ["open_storage", "study_frame", "tune", "tune_known"]
+__all__ = ["fail_orphans", "open_storage", "study_frame", "tune", "tune_known"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,7 @@ MOST_FOLDS = 3  # folds of all images that a trial is scored on
 STARTUP_TRIALS = 10
 STUDY_NAME = "pairstack"
 OPENING_TRIES = 10
+WORKER = "worker"  # attribute of a trial: the machine and process that it runs in
 
 Step = Callable[[str], None]
 
@@ -145,8 +148,11 @@ def tune_known(
     draft = clone(model).set_params(n_trials=0)
     rows, base = draft._make_rows(train)
     study = _open_study(storage, _fingerprint(draft, rows, train.labels, objective))
-    if not _finished(study):
-        study.enqueue_trial(default_draw(draft.booster, draft.base), skip_if_exists=True)
+    fail_orphans(study)
+    if not _alive(study):
+        # What a killed worker began with is begun again; another worker may have done so by now.
+        begun = bool(study.get_trials(deepcopy=False))
+        study.enqueue_trial(default_draw(draft.booster, draft.base), skip_if_exists=not begun)
     if len(_finished(study)) < n_trials:
         data = TuningData(draft, rows, train.labels, train.groups, base, objective=objective)
         _run(study, data, n_trials, None if timeout is None else seconds + timeout, step)
@@ -217,17 +223,18 @@ def _run(
     while len(_finished(study)) < n_trials and (stop is None or time.monotonic() < stop):
         # A sampler for each trial, seeded by its number: a resumed study draws what an
         # uninterrupted one would have drawn.
-        number = len(study.get_trials(deepcopy=False))
+        number = len([t for t in _alive(study) if t.state.name != "WAITING"])
         study.sampler = optuna.samplers.TPESampler(
             n_startup_trials=STARTUP_TRIALS,
             multivariate=True,
             seed=data.seed * 100_003 + number,
         )
         trial = study.ask()
+        trial.set_user_attr(WORKER, _this_worker())
         if step is not None:
             step(f"trial {trial.number}")
         try:
-            value = _evaluate(study, trial, data)
+            value = _evaluate(study, trial, data, first=number == 0)
         except BaseException:
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
             raise
@@ -238,7 +245,9 @@ def _run(
         logger.info("trial %d: %s", trial.number, "pruned" if value is None else f"{value:.4f}")
 
 
-def _evaluate(study: optuna.Study, trial: optuna.Trial, data: TuningData) -> float | None:
+def _evaluate(
+    study: optuna.Study, trial: optuna.Trial, data: TuningData, *, first: bool
+) -> float | None:
     """Score a trial fold by fold; None when it was pruned."""
     settings = draw_settings(
         trial,
@@ -257,7 +266,7 @@ def _evaluate(study: optuna.Study, trial: optuna.Trial, data: TuningData) -> flo
         told = score if screen else float(np.mean(full))
         trial.report(told, at)
         # The defaults run to the end: they are what the others are measured against.
-        if trial.number > 0 and at < last and _worse(study, trial, at, told):
+        if not first and at < last and _worse(study, trial, at, told):
             return None
     return float(np.mean(full))
 
@@ -272,7 +281,7 @@ def _worse(study: optuna.Study, trial: optuna.Trial, at: int, value: float) -> b
     """Whether a trial is not among the best at a step."""
     others = [
         other.intermediate_values[at]
-        for other in study.get_trials(deepcopy=False)
+        for other in _alive(study)
         if at in other.intermediate_values and other.number != trial.number
     ]
     if len(others) < 2:
@@ -339,6 +348,48 @@ def _fingerprint(model: Any, rows: Any, labels: Any, objective: str) -> str:
     said = (objective, model.booster, model.average, model.beta, model.random_state)
     digest.update(repr((said, model.feature_names_)).encode())
     return digest.hexdigest()[:16]
+
+
+def fail_orphans(study: optuna.Study) -> None:
+    """End the trials of killed workers of this machine, so that the study goes on without them.
+
+    A trial of another machine is left alone: nobody here knows whether it still runs.
+
+    Examples
+    --------
+    >>> import optuna
+    >>> study = optuna.create_study()
+    >>> fail_orphans(study)  # none was begun
+    """
+    import optuna
+
+    host = platform.node()
+    for trial in study.get_trials(deepcopy=False):
+        name, _, process = str(trial.user_attrs.get(WORKER, "")).rpartition(":")
+        if trial.state.name == "RUNNING" and name == host and not _runs(int(process)):
+            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+
+
+def _this_worker() -> str:
+    return f"{platform.node()}:{os.getpid()}"
+
+
+def _runs(process: int) -> bool:
+    """Whether another process of that number exists."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _alive(study: optuna.Study) -> list[Any]:
+    """Trials that were not ended by an error or a kill."""
+    return [t for t in study.get_trials(deepcopy=False) if t.state.name != "FAIL"]
 
 
 def _finished(study: optuna.Study) -> list[Any]:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cnn_extract._console import Reporter
 from cnn_extract.train.checkpoint import write_text
+from features._console import Reporter
 
 __all__ = ["Curves"]
 

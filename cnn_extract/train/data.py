@@ -13,7 +13,6 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
-from cnn_extract._console import Reporter
 from cnn_extract.decode import DecodePool, n_cores
 from cnn_extract.extract import count_channels, scan_into_store
 from cnn_extract.images import ImageSource, open_images
@@ -28,6 +27,7 @@ from cnn_extract.train.tables import (
     read_teacher,
     sha256_of,
 )
+from features._console import Reporter
 
 if TYPE_CHECKING:
     from cnn_extract.train.request import TrainRequest

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cnn_extract._console import Reporter
 from cnn_extract._torchvision import import_timm, import_torch
 from cnn_extract.train.checkpoint import (
     Progress,
@@ -30,6 +29,7 @@ from cnn_extract.train.machine import sum_over_ranks
 from cnn_extract.train.mixing import mix, seeded
 from cnn_extract.train.samples import Samples, draw_epoch, split_steps
 from cnn_extract.train.schedules import make_optimiser, make_schedule
+from features._console import Reporter
 
 if TYPE_CHECKING:
     import torch

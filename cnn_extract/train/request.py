@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cnn_extract._console import clock
 from cnn_extract.run import CHUNK_IMAGES
 from cnn_extract.train.presets import find_recipe
 from cnn_extract.train.recipe import Recipe
 from cnn_extract.train.toml import with_settings
+from features._console import clock
 
 __all__ = ["TrainRequest", "TrainSummary", "parse_weights", "resolve_recipe"]
 

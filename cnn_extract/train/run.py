@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cnn_extract._console import Reporter
 from cnn_extract.decode import DecodePool, n_cores
 from cnn_extract.extract import Backbone, Settings, extract_backbone
 from cnn_extract.run import RefusedError
@@ -21,6 +20,7 @@ from cnn_extract.train.store import write_predictions
 from cnn_extract.train.toml import to_toml
 from cnn_extract.train.units import Trainer, list_units
 from cnn_extract.weights import Weights, find_weights
+from features._console import Reporter
 from features._seal import file_sha256, seal
 
 __all__ = ["train"]

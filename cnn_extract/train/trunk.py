@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cnn_extract._console import Reporter
 from cnn_extract._torchvision import import_torch
 from cnn_extract.train.augment import View
 from cnn_extract.train.checkpoint import write_text
 from cnn_extract.train.feeds import Feed, views_of
 from cnn_extract.train.freeze import N_STAGES, first_of_last_stages
 from cnn_extract.train.networks import FEATURES
+from features._console import Reporter
 
 if TYPE_CHECKING:
     import torch

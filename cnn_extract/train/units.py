@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cnn_extract._console import Reporter, clock
 from cnn_extract.decode import DecodePool
 from cnn_extract.train.checkpoint import read_model, write_text
 from cnn_extract.train.curves import Curves
@@ -32,6 +31,7 @@ from cnn_extract.train.request import TrainRequest
 from cnn_extract.train.samples import Samples
 from cnn_extract.train.trunk import TrunkFeed, check_cut, cut_point, keep_activations
 from cnn_extract.weights import Weights
+from features._console import Reporter, clock
 from features._seal import file_sha256, seal
 
 __all__ = ["Trainer", "Unit", "list_units", "read_predictions", "unit_stages"]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnn_extract._console import Reporter
 from cnn_extract.run import Request
+from features._console import Reporter
 
 # timm's smallest convolutional model: 0.5 million parameters.
 TINY = "test_resnet"

@@ -38,7 +38,7 @@ def test_stats_of_an_unreadable_image(make_set, tmp_path):
     (folder / "i002.png").write_bytes(b"broken")
     arguments = ("stats", folder, "--out", tmp_path / "stats.csv", "--workers", 0)
     failed = invoke(*arguments)
-    assert failed.exit_code == 1
+    assert failed.exit_code == 2
     assert "i002.png" in failed.stderr
     assert not (tmp_path / "stats.csv").exists()
     done = invoke(*arguments, "--on-error", "skip")
@@ -84,7 +84,7 @@ def test_folds_without_groups_in_the_metadata_is_an_error(tmp_path):
     (tmp_path / "meta.csv").write_text("image_id,width\na,1\nb,2\n")
     arguments = ("folds", labels, "--out", tmp_path / "f.csv", "--folds", 2, "--metadata")
     failed = invoke(*arguments, tmp_path / "meta.csv")
-    assert failed.exit_code == 1
+    assert failed.exit_code == 2
     assert "must have a column split_group" in failed.stderr
     (tmp_path / "meta.csv").write_text("image_id,split_group\na,1\n")
     assert "first: 'b'" in invoke(*arguments, tmp_path / "meta.csv").stderr
@@ -98,5 +98,5 @@ def test_empty_split_group_is_an_error(tmp_path):
         *("folds", labels, "--out", tmp_path / "f.csv", "--folds", 2),
         *("--metadata", tmp_path / "meta.csv"),
     )
-    assert failed.exit_code == 1
+    assert failed.exit_code == 2
     assert "2 have none, first: 'b', 'c'" in failed.stderr

@@ -2,8 +2,8 @@ import io
 
 from rich.console import Console
 
-from cnn_extract import _console
-from cnn_extract._console import Reporter
+from features import _console
+from features._console import Reporter
 
 
 def shown(monkeypatch, *, terminal, quiet=False):

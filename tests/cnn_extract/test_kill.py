@@ -19,7 +19,7 @@ DRIVER = """
 import os, random, signal, sys, time
 from pathlib import Path
 
-from cnn_extract._console import Reporter
+from features._console import Reporter
 from cnn_extract._torchvision import import_timm
 from cnn_extract.run import Request, run
 

@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from cnn_extract._console import Reporter
 from cnn_extract.cli import app
 from cnn_extract.heads import HEADS
 from cnn_extract.run import RefusedError, parse_models, run
+from features._console import Reporter
 from features.folds import check_folds
 from features.store import FeatureStore
 from tests.cnn_extract.conftest import TINY, arrays_of, assert_same_arrays, write_labels
@@ -291,11 +291,11 @@ def command(request, *extra):
 
 
 def test_exit_codes_and_streams(make_set, request_for):
-    """Scripts tell done (0), failed (1) and refused (2) apart; only results go to stdout."""
+    """Scripts tell done (0) and refused (2) apart; only results go to stdout."""
     folder, labels, _ = make_set(12)
     request = request_for(folder, labels)
     failed = command(replace(request, labels=folder / "absent.csv"))
-    assert failed.exit_code == 1
+    assert failed.exit_code == 2
     assert failed.stdout == ""
     assert "there is no file" in failed.stderr
     done = command(request)

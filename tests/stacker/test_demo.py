@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -121,6 +122,43 @@ def test_a_complete_demo_is_refused_without_force(finished):
     """Ten minutes of results must not be replaced by mistake."""
     with pytest.raises(FileExistsError, match=r"is complete.*--force"):
         demo.run_demo(finished.out, SETTINGS, log=Log(quiet=True))
+
+
+def test_a_demo_killed_after_a_tool_had_ended_resumes(finished, tmp_path, monkeypatch):
+    """The tool refuses its own complete output, and the demo can only be begun anew."""
+    out = tmp_path / "d"
+    shutil.copytree(finished.out, out)
+    for name in ("scores.json", "steps.json"):
+        (out / name).unlink()
+    calls = []
+    monkeypatch.setattr(demo, "_run_tool", lambda module, name, *rest: calls.append(name))
+    monkeypatch.setattr(demo, "_fit_and_predict", stop)
+    store = FeatureStore.open(out / "store", "r+")
+    for complete, called in ((False, ["cnn-extract", "build-features"]), (True, [])):
+        (out / "steps.json").unlink(missing_ok=True)
+        store.update_attrs({"cnn_extract": {"complete": complete}})
+        if complete:
+            write_pairs_of(store, out / "pairs")
+        calls.clear()
+        with pytest.raises(Stopped):
+            demo.run_demo(out, SETTINGS, log=Log(quiet=True))
+        assert calls == called
+
+
+class Stopped(Exception):
+    """Ends a demo before it fits."""
+
+
+def stop(*arguments):
+    """Fit nothing."""
+    raise Stopped
+
+
+def write_pairs_of(store, path):
+    """Build a small pair folder."""
+    from features._build import Request, build
+
+    build(Request(str(store.path), path, blocks=(("probabilities", {}),), candidates=2))
 
 
 def test_an_unfinished_demo_with_other_settings_is_refused(tmp_path):

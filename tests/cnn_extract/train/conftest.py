@@ -10,7 +10,6 @@ import pytest
 import torch
 from scipy.sparse import csr_array
 
-from cnn_extract._console import Reporter
 from cnn_extract.train.curves import Curves
 from cnn_extract.train.loop import Job
 from cnn_extract.train.machine import make_accelerator
@@ -19,6 +18,7 @@ from cnn_extract.train.request import TrainRequest
 from cnn_extract.train.samples import Samples
 from cnn_extract.train.toml import parse_recipe
 from cnn_extract.weights import Weights
+from features._console import Reporter
 from features.store import FeatureStore
 from stacker.datasets import load_openclipart
 

@@ -5,10 +5,10 @@ import time
 import numpy as np
 import pytest
 
-from cnn_extract._console import Reporter
 from cnn_extract.train.presets import preset_names
 from cnn_extract.train.request import TrainRequest
 from cnn_extract.train.run import train
+from features._console import Reporter
 from features.store import FeatureStore
 
 # What a preset needs beyond images and labels, or names that openclipart's groups do not have.

@@ -206,7 +206,7 @@ def test_recipes_are_listed_and_printed():
     assert len(listed.output.strip().splitlines()) == 9
     printed = CliRunner().invoke(app, ["recipes", "imet-1st"])
     assert 'loss = "focal"  # A4' in printed.output
-    assert CliRunner().invoke(app, ["recipes", "nothing"]).exit_code == 1
+    assert CliRunner().invoke(app, ["recipes", "nothing"]).exit_code == 2
 
 
 def test_tensorboard_is_optional(request_of, silent, monkeypatch):
