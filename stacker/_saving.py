@@ -43,7 +43,23 @@ def model_tree(model: Any) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def restore_model(cls: Any, tree: dict[str, Any], texts: dict[str, str]) -> Any:
-    """Rebuild the fitted estimator."""
+    """Rebuild the fitted estimator.
+
+    Raises
+    ------
+    ValueError
+        When the tree is not that of a fitted `PairStacker`, as a crafted one may be.
+    """
+    try:
+        return _rebuild(cls, tree, texts)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(
+            f"the folder holds no fitted {cls.__name__}: {type(error).__name__} {error}. Give one "
+            f"that {cls.__name__}.save wrote."
+        ) from error
+
+
+def _rebuild(cls: Any, tree: dict[str, Any], texts: dict[str, str]) -> Any:
     params = dict(tree["params"])
     if params.get("decision") == "fitted":
         params["decision"] = "auto"

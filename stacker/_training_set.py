@@ -12,6 +12,7 @@ from features.schema import Stack
 from features.store import FeatureStore
 from stacker._align import read_labels, read_stack
 from stacker._training_folds import boosting_folds
+from stacker.leakage import warn_in_sample
 
 logger = logging.getLogger("stacker.estimator")
 
@@ -57,6 +58,8 @@ def read_training_set(
 ) -> TrainingSet:
     """Read what `PairStacker.fit` was given; images without labels are left out.
 
+    Logs a warning for each model that looks as if it was trained on these images.
+
     Raises
     ------
     ValueError
@@ -73,7 +76,7 @@ def read_training_set(
     stored = X.fold if isinstance(X, FeatureStore) else None
     picked = np.flatnonzero(known)
     own = _take(groups, picked)
-    return TrainingSet(
+    train = TrainingSet(
         stack=stack[picked],
         labels=labels[picked],
         fold=boosting_folds(cv, labels[picked], own, _take(stored, picked), random_state),
@@ -83,6 +86,8 @@ def read_training_set(
         n_images=len(stack),
         store=X if isinstance(X, FeatureStore) else None,
     )
+    warn_in_sample(train.stack, train.labels, train.fold)
+    return train
 
 
 def _check_weight(sample_weight: ArrayLike | None, n_images: int) -> NDArray[np.float32] | None:

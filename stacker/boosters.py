@@ -22,6 +22,7 @@ from stacker._booster_params import (
     lightgbm_names,
     xgboost_names,
 )
+from stacker._booster_text import check_lightgbm, check_xgboost
 from stacker._spool import Spool
 from stacker.blend import weighted_log_loss
 
@@ -249,8 +250,12 @@ class LightGBMBooster:
         return str(self.booster_.model_to_string(num_iteration=-1))
 
     def from_text(self, text: str) -> "LightGBMBooster":
-        """Read the model from LightGBM's text format."""
-        self.booster_ = lgb.Booster(model_str=text)
+        """Read the model from LightGBM's text format, which may come from a stranger."""
+        checked = check_lightgbm(text)
+        try:
+            self.booster_ = lgb.Booster(model_str=checked)
+        except lgb.basic.LightGBMError as error:
+            raise ValueError(f"the model's booster cannot be read: {error}") from error
         return self
 
 
@@ -337,9 +342,13 @@ class XGBoostBooster:
         return self.booster_.save_raw("json").decode()
 
     def from_text(self, text: str) -> "XGBoostBooster":
-        """Read the model from XGBoost's JSON format."""
+        """Read the model from XGBoost's JSON format, which may come from a stranger."""
+        checked = check_xgboost(text)
         self.booster_ = xgb.Booster(self.params)
-        self.booster_.load_model(bytearray(text.encode()))
+        try:
+            self.booster_.load_model(bytearray(checked.encode()))
+        except xgb.core.XGBoostError as error:
+            raise ValueError(f"the model's booster cannot be read: {error}") from error
         return self
 
 

@@ -7,16 +7,18 @@ is there whole or not at all.
 import hashlib
 import json
 import os
-import shutil
-import tempfile
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_array, issparse
 
+from features._locks import leased_name
+
 FORMAT = "pairstack-model"
 VERSION = 1
+ADVICE = "Copy the model again, or fit it anew."
 
 
 def write_folder(path: str | os.PathLike[str], tree: dict[str, Any], texts: dict[str, str]) -> None:
@@ -38,9 +40,8 @@ def write_folder(path: str | os.PathLike[str], tree: dict[str, Any], texts: dict
     target = Path(path)
     if target.exists():
         raise FileExistsError(f"{target} exists already; choose another path or remove it.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
+    with leased_name(target) as folder:
+        folder.mkdir()
         arrays: list[np.ndarray] = []
         written = {"format": FORMAT, "version": VERSION, "tree": _pack(tree, arrays)}
         for number, array in enumerate(arrays):
@@ -52,11 +53,7 @@ def write_folder(path: str | os.PathLike[str], tree: dict[str, Any], texts: dict
         sums = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
         (folder / "checksums.json").write_text(json.dumps(sums, indent=1), encoding="utf-8")
         _sync(folder)
-        folder.chmod(0o755)
         folder.rename(target)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def read_folder(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -71,14 +68,24 @@ def read_folder(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
     """
     folder = Path(path)
     check_folder(folder)
-    written = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    try:
+        written = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{folder / 'model.json'} is damaged: {error}. {ADVICE}") from error
+    if not isinstance(written, dict):
+        raise ValueError(f"{folder / 'model.json'} is damaged: it is no JSON object. {ADVICE}")
     if written.get("format") != FORMAT or written.get("version") != VERSION:
         raise ValueError(
             f"{folder} must hold a {FORMAT} of version {VERSION}. Got format "
             f"{written.get('format')!r}, version {written.get('version')!r}."
         )
     texts = {f.name: f.read_text(encoding="utf-8") for f in folder.iterdir() if f.suffix == ".txt"}
-    return _unpack(written["tree"], folder), texts
+    try:
+        return _unpack(written["tree"], folder), texts
+    except (KeyError, TypeError, IndexError, EOFError, OSError, RecursionError) as error:
+        raise ValueError(
+            f"{folder} is damaged: {type(error).__name__} {error}. {ADVICE}"
+        ) from error
 
 
 def check_folder(folder: Path) -> None:
@@ -97,6 +104,9 @@ def check_folder(folder: Path) -> None:
     if found != names:
         odd = sorted(found ^ names)[:3]
         raise ValueError(f"{folder} is not as saved: missing or unknown files {odd}.")
+    links = [name for name in sorted(names) if (folder / name).is_symlink()]
+    if links:
+        raise ValueError(f"{folder} must hold its files itself; {links[0]!r} is a link. {ADVICE}")
     for name in sorted(names):
         if _sha256(folder / name) != sums[name]:
             raise ValueError(
@@ -129,8 +139,11 @@ def _unpack(value: Any, folder: Path) -> Any:
     if not isinstance(value, dict):
         return value
     if "__array__" in value:
-        # Only a plain name: a crafted model must not reach outside of its folder.
-        with (folder / Path(value["__array__"]).name).open("rb") as file:
+        name = str(value["__array__"])
+        # A crafted model must not reach outside of its folder.
+        if not re.fullmatch(r"array-\d{4,}\.npy", name) or not (folder / name).is_file():
+            raise ValueError(f"{folder / 'model.json'} names no file of the model: {name!r}")
+        with (folder / name).open("rb") as file:
             return np.load(file, allow_pickle=False)
     if "__csr__" in value:
         parts = _unpack(value["__csr__"], folder)
