@@ -237,7 +237,8 @@ def on_workers(client: Any, n_workers: int, n_images: int) -> list[dict[str, Any
     from stacker._dask import DaskXGBoost, Far, corrections
     from stacker.boosters import Rows
 
-    parts = [image_range(n, RANGE) for n in range(max(1, n_images // RANGE))]
+    size = min(RANGE, n_images // n_workers)
+    parts = [image_range(n, size) for n in range(n_images // size)]
     probs = {m: np.concatenate([s.probabilities[m] for s, _ in parts]) for m in parts[0][0].models}
     stack, labels = Stack(probs), csr_array(vstack([y for _, y in parts]))
     fold = np.arange(len(stack)) % 5
