@@ -202,6 +202,7 @@ def bench_rows(millions: float, n_jobs: int) -> None:
         }
         xgb.train(params, data, num_boost_round=ROUNDS)
         stages.done("fit", rounds=ROUNDS)
+        del data, ranges  # they hold files of the folder
     finally:
         shutil.rmtree(folder)
 
