@@ -89,6 +89,7 @@ def test_the_page_on_own_predictions_runs(own_files):
     assert len(found["sets"]) == 60
 
 
+@pytest.mark.slow
 def test_the_page_on_many_classes_keeps_everything_sparse(data):
     """A dense table of 32,000 classes would not fit the memory."""
     oof = dict(zip("ab", data["probabilities"][[0, 4]], strict=True))

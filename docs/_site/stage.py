@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import json
 import os
 import re
 import shutil
@@ -73,7 +74,7 @@ def stage(out: Path) -> None:
             text = path.read_text(encoding="utf-8")
             target.write_text(_relink(text, path, target, pages, out), encoding="utf-8")
         else:
-            shutil.copy(path, target)
+            target.write_text(_with_lexer(path.read_text(encoding="utf-8")), encoding="utf-8")
     shutil.copytree(DOCS / "img", out / "img")
     reference = out / "reference"
     reference.mkdir()
@@ -84,6 +85,14 @@ def stage(out: Path) -> None:
     (reference / "commands.md").write_text(commands_page(), encoding="utf-8")
     with (out / "index.md").open("a", encoding="utf-8") as file:
         file.write(_navigation(out))
+
+
+def _with_lexer(notebook: str) -> str:
+    """Name IPython's lexer, which knows ``!`` and ``%``; some kernels leave it out."""
+    content = json.loads(notebook)
+    language = content["metadata"].setdefault("language_info", {"name": "python"})
+    language["pygments_lexer"] = "ipython3"
+    return json.dumps(content)
 
 
 def source_pages() -> list[Path]:
