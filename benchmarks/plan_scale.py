@@ -17,7 +17,8 @@ class Costs:
 
     Attributes
     ----------
-    row : a million rows of 46 columns, built
+    row : a million rows of 54 columns, built
+    neighbour : a million images, each space beyond the first
     cell : a thousand million cells (images x classes x models) read a few images at a time
     binned : a million rows, quantiles and bins
     round_ : a million rows, one round of boosting
@@ -26,6 +27,7 @@ class Costs:
     """
 
     row: float
+    neighbour: float
     cell: float
     binned: float
     round_: float
@@ -44,7 +46,7 @@ class Run:
     fit_images: float
     rounds: int = 200
     folds: int = 5
-    columns: int = 46
+    columns: int = 54
     spaces: int = 1
     top: int = 0
     workers: int = 1
@@ -55,19 +57,18 @@ def seconds(run: Run, costs: Costs) -> dict[str, float]:
     """Wall-clock of each stage."""
     hands = run.workers * run.threads * (1 - (costs.lost if run.workers > 1 else 0))
     rows, new = run.fit_images * run.candidates / 1e6, run.images * run.candidates / 1e6
-    cells = run.classes * run.models / 1e9
+    wide = run.columns / MEASURED_COLUMNS
+    image = run.classes * run.models / 1e9 * costs.cell + (run.spaces - 1) * costs.neighbour / 1e6
     # An easy negative in ten is kept: about a third of the rows are trained on.
     kept = rows / 3
     share = (run.folds - 1 + 1 / run.folds) / run.folds
     fits = run.folds * share + 1
+    predicted = wide * costs.row + costs.predicted * run.rounds / 100
     return {
-        "rows": (rows * costs.row + run.fit_images * cells * costs.cell) / hands,
-        "bins": kept * fits * costs.binned / hands,
-        "boosting": kept * fits * run.rounds * costs.round_ / hands,
-        "predict": (
-            new * (costs.row + costs.predicted * run.rounds / 100) + run.images * cells * costs.cell
-        )
-        / hands,
+        "rows": (rows * wide * costs.row + run.fit_images * image) / hands,
+        "bins": kept * fits * wide * costs.binned / hands,
+        "boosting": kept * fits * run.rounds * wide * costs.round_ / hands,
+        "predict": (new * predicted + run.images * image) / hands,
     }
 
 
@@ -85,7 +86,14 @@ def gigabytes(run: Run) -> dict[str, float]:
     }
 
 
-COSTS = Costs(row=0.0, cell=0.0, binned=0.0, round_=0.0, predicted=0.0, lost=0.0)
+MEASURED_COLUMNS = 54
+
+# rows, bins, rounds: `bench_scale.py rows --millions 3`, whose 50.6 s hold the first two; cells:
+# the 104 s, neighbours: the 30.5 s of `bench_features.py --parts wide` for 100,000 x 32,000 x 3.
+# Predicted: assumed to cost half of training; lost: assumed, until `bench_scale.py weak` says.
+COSTS = Costs(
+    row=12.0, neighbour=300.0, cell=11.0, binned=5.0, round_=0.22, predicted=11.0, lost=0.2
+)
 
 
 def main() -> None:
