@@ -56,6 +56,8 @@ class Record:
     complete : bool
     overall_recall : float
         Share of the true labels of all groups.
+    writer : str
+        Version of pyarrow that wrote the record.
     """
 
     settings: dict[str, Any]
@@ -66,9 +68,11 @@ class Record:
     parts: dict[str, str] = field(default_factory=dict)
     complete: bool = False
     overall_recall: float = 1.0
+    writer: str = pa.__version__
 
     def write(self, folder: Place, schema: pa.Schema) -> None:
         """Put the record into the folder; it replaces the one before whole."""
+        self.writer = pa.__version__
         content = self.to_bytes(schema)
 
         def write(file: BinaryIO) -> None:
