@@ -13,7 +13,7 @@ from features.schema import Stack
 
 __all__ = ["make_wide_stack"]
 
-N_THEMES = 200
+N_THEMES = 50
 
 
 def make_wide_stack(

@@ -1,0 +1,63 @@
+"""Notebooks are committed with their outputs, hold no logic, and end with what they show."""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "notebooks"
+NAMES = (
+    "01_quickstart",
+    "02_from_images",
+    "03_imet_recipe",
+    "04_decisions",
+    "05_tuning_and_explaining",
+    "06_domain_shift",
+    "07_thirty_thousand_classes",
+    "08_scikit_learn",
+)
+LARGEST = 400_000
+
+
+def code_cells(name):
+    """Code cells of a notebook."""
+    cells = json.loads((FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    return [cell for cell in cells if cell["cell_type"] == "code"]
+
+
+def python_of(cell):
+    """Source of a cell without shell lines and magics."""
+    lines = "".join(cell["source"]).splitlines()
+    return "\n".join(line for line in lines if not line.startswith(("!", "%")))
+
+
+def test_every_notebook_is_listed():
+    """A notebook that nobody looks at."""
+    assert sorted(path.stem for path in FOLDER.glob("*.ipynb")) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_was_run_top_to_bottom_without_error(name):
+    """Outputs are of another run, or missing."""
+    cells = code_cells(name)
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    kinds = [output["output_type"] for cell in cells for output in cell["outputs"]]
+    assert "error" not in kinds
+    assert (FOLDER / f"{name}.ipynb").stat().st_size < LARGEST
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_ends_with_a_picture_or_a_table(name):
+    """It makes no point that one can see."""
+    shown = [output.get("data", {}) for output in code_cells(name)[-1]["outputs"]]
+    assert any("image/png" in data or "text/html" in data for data in shown)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_defines_no_logic(name):
+    """Functions and classes belong in the packages, where they are tested."""
+    banned = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.While, ast.If)
+    for cell in code_cells(name):
+        found = [n for n in ast.walk(ast.parse(python_of(cell))) if isinstance(n, banned)]
+        assert not found, ast.unparse(found[0])
