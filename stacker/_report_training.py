@@ -62,7 +62,7 @@ def _ratios(probs: Any) -> Any:
 
 
 def decision_rules(model: Any) -> list[dict[str, Any]]:
-    """Rules that the decision compared by cross-validation, the best first; none after loading."""
+    """Rules that the decision compared by cross-validation, the best first."""
     table = getattr(model.decision_, "cv_results_", None) or {}
     if "strategy" not in table:
         return []

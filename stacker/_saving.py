@@ -4,6 +4,7 @@ import sys
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from features._state import features_from_tree, features_tree
@@ -31,6 +32,7 @@ def model_tree(model: Any) -> tuple[dict[str, Any], dict[str, str]]:
         "features": features_tree(model.features_),
         "decision": model.decision_.to_state(),
         "base_decision": model.base_decision_.to_state(),
+        "rules": {k: np.asarray(v).tolist() for k, v in model.decision_.cv_results_.items()},
         "boosters": [booster.name for booster in model.boosters_],
         "rounds": model.rounds_,
         **{name: getattr(model, name) for name in (*SCORES, *ARRAYS)},
@@ -79,6 +81,7 @@ def _rebuild(cls: Any, tree: dict[str, Any], texts: dict[str, str]) -> Any:
     model.candidates_ = dict(zip(space.group_names.tolist(), sizes, strict=True))
     model.decision_ = FBetaDecision.from_state(tree["decision"])
     model.base_decision_ = FBetaDecision.from_state(tree["base_decision"])
+    model.decision_.cv_results_ = {k: np.asarray(v) for k, v in tree.get("rules", {}).items()}
     model.rounds_ = tree["rounds"]
     for name in (*SCORES, *ARRAYS):
         setattr(model, name, tree[name])

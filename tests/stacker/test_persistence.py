@@ -58,6 +58,9 @@ def test_loaded_model_keeps_what_fit_found(saved):
     """Scores, names and importances survive, so that a report can be made later."""
     model, path = saved
     loaded = PairStacker.load(path)
+    for key, values in model.decision_.cv_results_.items():
+        np.testing.assert_array_equal(loaded.decision_.cv_results_[key], values)
+    assert len(loaded.decision_.cv_results_["strategy"]) > 2
     assert loaded.oof_score_ == model.oof_score_
     assert loaded.feature_names_ == model.feature_names_
     # LightGBM writes its gains with few digits.
