@@ -69,6 +69,7 @@ def test_without_subsampling_the_model_is_the_same_but_for_bins(cluster, data):
     assert difference.mean() < 0.005
 
 
+@pytest.mark.slow
 def test_lightgbm_on_workers_is_close_to_one_machine(cluster, data):
     """LightGBM's rounds, weights or starts go wrong on Dask."""
     stack, labels, new = data
@@ -87,6 +88,7 @@ def test_workers_predict_the_bits_of_one_machine(cluster, data, local):
         local.dask = None
 
 
+@pytest.mark.slow
 def test_boosting_goes_on_without_a_killed_worker(cluster, data, local, caplog):
     """One lost worker hangs or loses the run."""
     stack, labels, new = data
