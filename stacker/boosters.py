@@ -108,15 +108,6 @@ def _kept(batch: Any) -> Any:
     return type(batch)(batch.start, batch.candidates, batch.features.copy(), batch.blend)
 
 
-class Snapshots(Protocol):
-    """Corrections of the held-out rows by moment: an array, or kept elsewhere until asked for."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, moment: int, /) -> Float:
-        """Corrections at a moment, float32 (n_held_out,)."""
-
-
 @dataclass
 class FoldFit:
     """What one fold's booster said about its held-out rows.
@@ -130,7 +121,7 @@ class FoldFit:
     """
 
     loss: NDArray[np.float64]
-    raw: Snapshots
+    raw: Any  # an array, or on Dask what fetches a row of it from the workers
 
 
 class Booster(Protocol):
