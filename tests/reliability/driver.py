@@ -1,0 +1,92 @@
+"""Run one command whole, then again with kills at random moments; tell what happened as JSON.
+
+Imports once and forks a child for each run, so that a killed run costs no second import. Torch and
+LightGBM never share a process: each command has a driver of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import random
+import signal
+import sys
+import time
+
+MOST_RUNS = 3
+
+
+def main() -> None:
+    """Read {module, imports, whole, cut, kills, seed, signal} from the first argument."""
+    task = json.loads(sys.argv[1])
+    app = importlib.import_module(task["module"]).app
+    for name in task["imports"]:
+        importlib.import_module(name)
+    run(app, task["whole"])  # numba writes its cache
+    start = time.monotonic()
+    for folder in task["fresh"]:
+        remove(folder)
+    codes = [run(app, task["whole"])]
+    seconds = time.monotonic() - start
+    draw, killed, stopped = random.Random(task["seed"]), 0, []
+    for _ in range(task["kills"]):
+        moment = draw.uniform(0.02, 0.98) * seconds
+        ended, after = stop(app, task["cut"], moment, task["signal"])
+        killed += ended
+        stopped.append(after)
+    for _ in range(MOST_RUNS):
+        codes.append(run(app, task["cut"]))
+        if codes[-1] in (0, 2):  # 2: the last kill came too late, it is complete
+            break
+    print(json.dumps({"codes": codes, "killed": killed, "seconds": seconds, "stopped": stopped}))
+
+
+def remove(folder: str) -> None:
+    """Forget what the first run made."""
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+        os.unlink(folder)  # noqa: PTH108
+
+
+def child(app: object, arguments: list[str]) -> int:
+    """Fork a process that runs the command; its number."""
+    process = os.fork()
+    if process:
+        return process
+    os.setpgid(0, 0)
+    code = 1
+    try:
+        ended = app(arguments, standalone_mode=False)  # type: ignore[operator]
+        code = ended if isinstance(ended, int) else 0
+    except BaseException as error:
+        code = getattr(error, "exit_code", getattr(error, "code", 1)) or 0
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+    return 0
+
+
+def run(app: object, arguments: list[str]) -> int:
+    """Run the command to its end; its exit code."""
+    _, status = os.waitpid(child(app, arguments), 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def stop(app: object, arguments: list[str], moment: float, number: int) -> tuple[bool, float]:
+    """Send the command a signal after some seconds; whether that ended it, and after how long."""
+    process = child(app, arguments)
+    time.sleep(moment)
+    start = time.monotonic()
+    os.kill(process, number)
+    _, status = os.waitpid(process, 0)
+    code = os.waitstatus_to_exitcode(status)
+    ended = code == -signal.SIGKILL if number == signal.SIGKILL else code == 1
+    return ended, time.monotonic() - start
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""A full disk, no permission, a failing rename: no half file is taken for a whole one."""
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.sparse import csr_array
+
+from features.assemble import PairFeatures
+from features.parquet import PairRows, read_pairs, write_pairs
+from features.schema import Stack
+from features.store import FeatureStore
+from stacker._output import write_text
+from stacker.persistence import read_folder, write_folder
+from stacker.verify import verify
+from tests.reliability.makers import arrays_of, leftovers
+
+# In `make slow` until it has passed once on an idle machine.
+pytestmark = pytest.mark.slow
+
+N_IMAGES, CLASSES = 24, ["a", "b", "c"]
+IDS = [f"i{k:02}" for k in range(N_IMAGES)]
+VALUES = np.random.default_rng(0).random((N_IMAGES, 3)).astype(np.float32)
+ERRORS = {
+    "full disk": OSError(errno.ENOSPC, "No space left on device"),
+    "no permission": PermissionError(errno.EACCES, "Permission denied"),
+}
+
+
+def make_store(path):
+    """Make a store; an unfinished one goes on where it stopped."""
+    if path.exists():
+        store = FeatureStore.open(path, "r+")
+    else:
+        store = FeatureStore.create(path, image_ids=IDS, classes=CLASSES, chunk_images=8)
+    store.set_labels([["a"]] * N_IMAGES)
+    store.set_fold(np.arange(N_IMAGES) % 2)
+    store.add_metadata(pd.DataFrame({"year": np.arange(N_IMAGES)}, IDS))
+    store.require_array("probabilities/m", (3,), np.float32, ("image", "class"))
+    for start in range(0, N_IMAGES, 8):
+        if not store.written("probabilities/m")[start]:
+            store.write_rows("probabilities/m", start, VALUES[start : start + 8])
+
+
+def make_pairs(path):
+    stack = Stack({"a": VALUES, "b": VALUES[::-1].copy()}, classes=CLASSES)
+    labels = csr_array((VALUES > 0.6).astype(np.int8))
+    fold = np.arange(N_IMAGES) % 4
+    features = PairFeatures(blocks=("probabilities",), candidates=2).fit(stack, labels, fold)
+    rows = PairRows(features, stack, labels, np.ones(N_IMAGES, dtype=bool), fold)
+    write_pairs(path, rows, settings={}, rows_per_part=20)
+
+
+def make_model(path):
+    write_folder(path, {"values": VALUES, "name": "x"}, {"booster.txt": "tree"})
+
+
+def make_text(path):
+    write_text(path, "image_id,labels\n" * 100)
+
+
+def make_checkpoint(path):
+    torch = pytest.importorskip("torch")
+    from cnn_extract.train.checkpoint import Progress, save_model, save_progress
+
+    weights = {"w": torch.from_numpy(VALUES.copy())}
+    save_progress(path, Progress(epoch=1, weights=weights))
+    save_model(path, weights, {"fold": 0})
+
+
+def files_of(path):
+    if path.is_file():
+        return path.read_bytes()
+    return {str(f.relative_to(path)): f.read_bytes() for f in path.rglob("*") if f.is_file()}
+
+
+MAKERS = {
+    "store": (make_store, arrays_of),
+    "pairs": (make_pairs, files_of),
+    "model": (make_model, files_of),
+    "text": (make_text, files_of),
+    "checkpoint": (make_checkpoint, files_of),
+}
+POINTS = {
+    "rename": [(Path, "rename"), (Path, "replace"), (os, "replace"), (os, "rename")],
+    "flush": [(os, "fsync")],
+}
+
+
+def fail_at(monkeypatch, points, n_steps, error, work):
+    """Do the work, with an error at one step; whether there was such a step."""
+    count = [0]
+
+    def counted(real):
+        def step(*arguments, **options):
+            count[0] += 1
+            if count[0] == n_steps:
+                raise error
+            return real(*arguments, **options)
+
+        return step
+
+    with monkeypatch.context() as patch:
+        for owner, name in points:
+            patch.setattr(owner, name, counted(getattr(owner, name)))
+        try:
+            work()
+        except OSError as found:
+            assert found is error or found.errno == error.errno  # noqa: PT017
+    return count[0] >= n_steps
+
+
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("what", MAKERS)
+def test_a_fault_at_every_step_leaves_nothing_half(what, point, tmp_path, monkeypatch):
+    """The disk fills up: what is there afterwards is whole, or is begun again."""
+    make, read = MAKERS[what]
+    whole, out = tmp_path / "whole", tmp_path / "out" / "x"
+    make(whole)
+    expected, n_steps = read(whole), 1
+    stride = 1 if what != "store" else 5
+    errors = list(ERRORS.values())
+    while fail_at(monkeypatch, POINTS[point], n_steps, errors[n_steps % 2], lambda: make(out)):
+        check_half(what, out)
+        if not done(what, out, expected):
+            make(out)
+        assert read(out) == expected, n_steps
+        assert leftovers(out.parent) == [], n_steps
+        shutil.rmtree(out.parent)
+        n_steps += stride
+    assert n_steps > 1 or (what, point) == ("text", "flush")
+
+
+def done(what, out, expected):
+    """Whether the work came to its end all the same: a flush at the very end failed."""
+    return what in ("model", "pairs", "text") and out.exists() and files_of(out) == expected
+
+
+def check_half(what, out):
+    """Read what a failed run left: it says that it is not whole, or it is."""
+    if not out.exists():
+        return
+    if what == "store":
+        store = FeatureStore.open(out)
+        if "probabilities/m" in store.array_names:
+            written = store.written("probabilities/m")
+            np.testing.assert_array_equal(store._read("probabilities/m")[written], VALUES[written])
+        assert all(part.problems == [] for part in verify(out))
+    elif what == "pairs" and (out / "_pairs.parquet").exists():
+        with pytest.raises(ValueError, match="is not complete"):
+            list(read_pairs(out))
+    elif what == "model":
+        read_folder(out)
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.parametrize("what", MAKERS)
+def test_a_read_only_folder_is_an_error_that_names_it(what, tmp_path):
+    """The last step of a night's run fails without a word of where."""
+    (tmp_path / "locked").mkdir(mode=0o555)
+    with pytest.raises(PermissionError, match="locked"):
+        MAKERS[what][0](tmp_path / "locked" / "x")
+
+
+def test_a_full_file_system_is_survived(tmp_path):
+    """The same on a real file system of 200 kB, where root may mount one."""
+    import subprocess
+
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(place)],
+        capture_output=True,
+        check=False,
+    )
+    if mounted.returncode:
+        pytest.skip("no right to mount a file system")
+    try:
+        make_model(place / "first")
+        with pytest.raises(OSError, match="No space left"):
+            write_folder(place / "second", {"values": np.zeros(100_000)}, {})
+        assert {file.name for file in place.iterdir()} == {"first"}
+        read_folder(place / "first")
+    finally:
+        subprocess.run(["umount", str(place)], check=True)

@@ -1,0 +1,271 @@
+"""Damaged and invented files end in an error of ours: no crash, no hang, no flood of memory.
+
+``make test`` tries a few of each, ``make fuzz`` 50,000 (``FUZZ_CASES`` sets another number).
+"""
+
+import contextlib
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from features.store import FeatureStore
+from features.verify import verify_store
+from stacker import PairStacker
+from tests.reliability.test_security import reseal
+
+# In `make slow` until it has passed once on an idle machine.
+pytestmark = pytest.mark.slow
+
+FEW, MANY = 25, int(os.environ.get("FUZZ_CASES", "50000"))
+SECONDS = 10
+MEMORY = 12 << 30  # of address space: torch and LightGBM map some of it
+CLEAR = (ValueError, FileNotFoundError, FileExistsError)
+SHORTEST = 12  # letters of a message that says something
+
+
+def cases(number):
+    """Hypothesis settings for a number of cases."""
+    return settings(
+        max_examples=number,
+        deadline=SECONDS * 1000,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def bounded_memory():
+    """Turn a flood of memory into an error of this process."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@contextlib.contextmanager
+def clear_error(named=""):
+    """Let an error of ours pass that says something, and names the file."""
+    said = None
+    try:
+        yield
+    except CLEAR as error:
+        said = str(error)
+    assert said is None or (len(said) >= SHORTEST and named in said), said
+
+
+EDITS = st.lists(
+    st.tuples(st.floats(0, 1, exclude_max=True), st.sampled_from("fdict"), st.binary(max_size=6)),
+    min_size=1,
+    max_size=4,
+)
+
+
+def edited(data, edits):
+    """Flip, delete, insert, cut or copy bytes."""
+    for place, kind, some in edits:
+        at = int(place * len(data))
+        if kind == "f" and data:
+            data = data[:at] + bytes([data[at] ^ ((some or b"\1")[0] or 1)]) + data[at + 1 :]
+        elif kind == "d":
+            data = data[:at] + data[at + 1 + len(some) :]
+        elif kind == "i":
+            data = data[:at] + some + data[at:]
+        elif kind == "c":
+            data = data[:at]
+        else:
+            data = data[:at] + data[at // 2 : at // 2 + 40] + data[at:]
+    return data
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+NUMBERS = st.sampled_from([-1, 0, 1, 2**31, 2**40, 2**63, 1e308, float("nan")])
+
+
+def changed(document, draw):
+    """Change one value of a JSON document, anywhere in it."""
+    if isinstance(document, dict) and document and draw(st.integers(0, 9)):
+        key = draw(st.sampled_from(sorted(document)))
+        if not draw(st.integers(0, 9)):
+            return {k: v for k, v in document.items() if k != key}
+        return {**document, key: changed(document[key], draw)}
+    if isinstance(document, list) and document and draw(st.integers(0, 9)):
+        k = draw(st.integers(0, len(document) - 1))
+        return [*document[:k], changed(document[k], draw), *document[k + 1 :]]
+    return draw(NUMBERS | JSON)
+
+
+# Stores: metadata -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Make a small store; its metadata files by their path."""
+    path = tmp_path_factory.mktemp("fuzz") / "store"
+    FeatureStore.from_arrays(
+        path,
+        image_ids=["i", "j", "k"],
+        classes=["a", "b"],
+        probabilities={"m": np.full((3, 2), 0.5)},
+        labels=[["a"], ["b"], []],
+        fold=[0, 1, 0],
+        embeddings={"e": np.ones((3, 4))},
+        chunk_images=2,
+    )
+    return path, {file: file.read_bytes() for file in sorted(path.rglob("zarr.json"))}
+
+
+def read_store(path):
+    """Read everything; only errors of ours."""
+    with clear_error():
+        found = FeatureStore.open(path)
+        found.to_stack()
+        assert found.labels.shape == (found.n_images, found.n_classes)
+        found.fold, found.split_group, found.metadata, found.errors  # noqa: B018
+    verify_store(path)
+
+
+def fuzz_store(store, data):
+    path, files = store
+    file = data.draw(st.sampled_from(list(files)))
+    if data.draw(st.booleans()):
+        content = edited(files[file], data.draw(EDITS))
+    else:
+        content = json.dumps(changed(json.loads(files[file]), data.draw)).encode()
+    file.write_bytes(content)
+    try:
+        read_store(path)
+    finally:
+        file.write_bytes(files[file])
+
+
+# Tables -----------------------------------------------------------------------------------------
+
+CELL = st.text(st.characters(codec="utf-8"), max_size=8) | st.sampled_from(
+    ["a", "x y", '"', "\r", ""]
+)
+TABLE = st.lists(st.lists(CELL, max_size=4).map(",".join), max_size=5).map("\n".join)
+
+
+def fuzz_table(folder, data):
+    from cnn_extract.tables import read_labels, read_metadata
+    from features._tables import CsvReader
+
+    path = folder / "labels.csv"
+    text = data.draw(st.sampled_from(["", "image_id,labels\n", "\ufeffimage_id,labels\n"]))
+    text += data.draw(TABLE)
+    path.write_bytes(edited(text.encode(), data.draw(EDITS | st.just([]))))
+    for read in (read_labels, read_metadata, CsvReader("image_id")):
+        with clear_error("labels.csv"):
+            read(path)
+
+
+# Models -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, slice_arrays):
+    """Fit a small model for each booster; the folders' files by their path."""
+    made, columns = [], [0, 1, 2, 3]
+    X = {"a": slice_arrays["probabilities"][0][:90][:, columns]}
+    X["b"] = slice_arrays["probabilities"][3][:90][:, columns]
+    labels = slice_arrays["labels"][:90][:, columns]
+    for booster in ("lightgbm", "xgboost"):
+        folder = tmp_path_factory.mktemp("fuzz") / "model"
+        model = PairStacker(booster=booster, cv=2, random_state=0, n_jobs=1)
+        model.fit(X, labels).save(folder)
+        files = {f: f.read_bytes() for f in sorted(folder.iterdir()) if f.suffix != ".npy"}
+        made.append((folder, files))
+    return made
+
+
+def fuzz_model(models, data):
+    folder, files = data.draw(st.sampled_from(models))
+    file = data.draw(st.sampled_from(list(files)))
+    if file.suffix == ".json" and data.draw(st.booleans()):
+        content = json.dumps(changed(json.loads(files[file]), data.draw)).encode()
+    else:
+        content = edited(files[file], data.draw(EDITS))
+    file.write_bytes(content)
+    if file.name != "checksums.json":
+        reseal(folder)
+    try:
+        with clear_error():
+            PairStacker.load(folder)
+    finally:
+        for name, before in files.items():
+            name.write_bytes(before)
+
+
+# Recipes ----------------------------------------------------------------------------------------
+
+
+def fuzz_recipe(folder, data):
+    from cnn_extract.train.presets import preset_names, preset_text
+    from cnn_extract.train.toml import parse_recipe
+
+    text = preset_text(data.draw(st.sampled_from(preset_names()))).encode()
+    lines = text.split(b"\n")
+    if data.draw(st.booleans()):
+        k = data.draw(st.integers(0, len(lines) - 1))
+        value = json.dumps(data.draw(JSON | NUMBERS)).encode()
+        lines[k] = lines[k].partition(b"=")[0] + b"= " + value
+    content = edited(b"\n".join(lines), data.draw(EDITS | st.just([])))
+    with clear_error():
+        parse_recipe(content.decode(errors="replace"), name="fuzzed")
+
+
+TARGETS = {
+    "store metadata": (fuzz_store, "store"),
+    "labels CSV": (fuzz_table, "tmp_path"),
+    "model folder": (fuzz_model, "models"),
+    "recipe TOML": (fuzz_recipe, "tmp_path"),
+}
+
+
+def run(target, request, number):
+    """Try a number of cases of a target."""
+    check, needs = TARGETS[target]
+    given_it = request.getfixturevalue(needs)
+
+    @cases(number)
+    @given(data=st.data())
+    def tried(data):
+        check(given_it, data)
+
+    tried()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_some_damaged_files_end_in_a_clear_error(target, request):
+    """A file from a stranger ends in a traceback from somewhere inside, or not at all."""
+    run(target, request, FEW)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
+def test_many_damaged_files_end_in_a_clear_error(target, request):
+    """The long form."""
+    run(target, request, MANY)
+    print(f"{target}: {MANY:,} cases")
+
+
+def test_a_store_without_a_file_ends_in_a_clear_error(store, tmp_path):
+    """An archive that was unpacked in part."""
+    path, files = store
+    for number, file in enumerate(files):
+        copy = tmp_path / str(number)
+        shutil.copytree(path, copy)
+        (copy / file.relative_to(path)).unlink()
+        read_store(copy)

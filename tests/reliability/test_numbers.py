@@ -1,0 +1,115 @@
+"""Numbers at the edges: constant, empty, tiny, huge; nothing turns into NaN on the way."""
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_array
+
+from features.assemble import PairFeatures
+from features.schema import Stack
+from features.store import FeatureStore
+from stacker import FBetaDecision, PairStacker, expected_fbeta_sets, fbeta_score
+
+# In `make slow` until it has passed once on an idle machine.
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def noisy(rng):
+    """Labels and two models of 60 images and 4 classes."""
+    labels = (rng.random((60, 4)) < 0.3).astype(np.int8)
+    probs = [np.clip(0.6 * labels + 0.4 * rng.random((60, 4)), 0, 1) for _ in range(2)]
+    return labels, [p.astype(np.float32) for p in probs]
+
+
+def fit(probs, labels):
+    names = [f"m{k}" for k in range(len(probs))]
+    model = PairStacker(cv=2, random_state=0, n_jobs=1)
+    return model.fit(Stack(dict(zip(names, probs, strict=True))), labels)
+
+
+EDGES = {
+    "constant columns": lambda y, p: (y, [np.full_like(p[0], 0.5), p[1]]),
+    "all zero and all one": lambda y, p: (y, [np.round(p[0]), np.zeros_like(p[1])]),
+    "a class without labels": lambda y, p: (y * np.array([1, 1, 1, 0], np.int8), p),
+    "a class on every image": lambda y, p: (np.maximum(y, np.array([1, 0, 0, 0], np.int8)), p),
+    "images without labels": lambda y, p: (y * (np.arange(60) % 3 > 0)[:, None], p),
+    "half precision": lambda y, p: (y, [v.astype(np.float16) for v in p]),
+    "one class": lambda y, p: (y[:, :1], [v[:, :1] for v in p]),
+    "one model": lambda y, p: (y, p[:1]),
+}
+
+
+# All fit a model; these two have broken most.
+@pytest.mark.parametrize(
+    "edge",
+    [
+        e if e in ("constant columns", "one class") else pytest.param(e, marks=pytest.mark.slow)
+        for e in EDGES
+    ],
+)
+def test_a_stack_of_numbers_at_the_edge_predicts_probabilities(edge, noisy):
+    """A division or a logarithm of nothing spreads NaN over all predictions."""
+    labels, probs = EDGES[edge](*noisy)
+    model = fit(probs, labels)
+    names = [f"m{k}" for k in range(len(probs))]
+    stack = Stack(dict(zip(names, probs, strict=True)))
+    proba = model.predict_proba(stack)
+    assert np.isfinite(proba).all()
+    assert proba.min() >= 0
+    assert proba.max() <= 1
+    one = model.predict_proba(stack[:1])
+    np.testing.assert_array_equal(one, proba[:1])
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.nan, "must be finite|NaN"),
+        (np.inf, "infinite|infinity|finite"),
+        (3.5, "Apply a sigmoid"),
+        (-0.1, r"lie in \[0, 1\]"),
+    ],
+)
+def test_numbers_that_are_no_probabilities_are_refused_by_name(value, message, noisy):
+    """One NaN of a million values makes a model of noise."""
+    _, probs = noisy
+    bad = probs[0].copy()
+    bad[7, 2] = value
+    with pytest.raises(ValueError, match=message) as found:
+        Stack({"good": probs[1], "bad": bad})
+    assert "'bad'" in str(found.value)
+    assert "'7'" in str(found.value)
+
+
+def test_half_precision_does_not_overflow_in_ratios_and_products():
+    """float16 ends at 65,504: a ratio by next to nothing is infinite."""
+    half = np.array([[6e-8, 1.0], [0.0, 0.0]], np.float16)
+    stack = Stack({"a": half[::-1].copy(), "b": half})
+    labels, fold = csr_array(np.eye(2, dtype=np.int8)), np.array([0, 1])
+    features = PairFeatures(blocks=("combinations",), candidates=None).fit(stack, labels, fold)
+    for batch in features.batches(stack):
+        assert batch.features.dtype == np.float32
+        assert np.isfinite(batch.features).all()
+
+
+def test_a_million_labels_on_one_image_are_counted(tmp_path):
+    """A label list as long as the vocabulary ends the run, or memory does."""
+    n_classes = 1_000_000
+    labels = csr_array(np.ones((1, n_classes), np.int8))
+    assert fbeta_score(labels, labels) == 1.0
+    store = FeatureStore.create(
+        tmp_path / "s",
+        image_ids=["i"],
+        classes=np.char.add("c", np.arange(n_classes).astype(str)),
+        labels=labels,
+    )
+    assert FeatureStore.open(store.path).labels.nnz == n_classes
+
+
+def test_one_image_and_empty_sets_are_decided():
+    """A mean of nothing, a threshold of nobody."""
+    assert expected_fbeta_sets(np.zeros((1, 3))).sum() == 0
+    empty = np.zeros((4, 3), np.int8)
+    assert fbeta_score(empty, empty) == 1.0
+    rule = FBetaDecision(strategy="global").fit(np.full((4, 3), 0.2), empty)
+    assert rule.predict(np.full((1, 3), 0.2)).shape == (1, 3)
