@@ -120,6 +120,8 @@ def _relink(text: str, path: Path, target: Path, pages: dict[Path, str], out: Pa
         wanted = (path.parent / unquote(link)).resolve()
         if wanted == ROOT / "README.md":
             wanted = DOCS / "index.md"
+        elif wanted.parent == ROOT / "benchmarks" / "results":
+            wanted = ROOT / "benchmarks" / "results.md"  # the page that joins these parts
         if wanted in pages:
             found = os.path.relpath(out / pages[wanted], target.parent)
         elif wanted.is_file() and not wanted.is_relative_to(DOCS / "img"):
