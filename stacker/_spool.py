@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -40,6 +41,8 @@ class Spool:
         free = shutil.disk_usage(tempfile.gettempdir()).free
         # Nameless: it is gone with the process, however that ends.
         self.file = tempfile.TemporaryFile() if 2 * n_bytes < free else None  # noqa: SIM115
+        if self.file is not None:
+            weakref.finalize(self, self.file.close)
 
     def batches(self) -> Iterator[Float]:
         """Go over all batches, each an array of its own."""
