@@ -59,7 +59,7 @@ class Spool:
         self.shapes = []
         for batch in self.make():
             kept = np.array(batch, dtype=np.float32, order="C")
-            self.file.write(memoryview(kept).cast("B"))
+            self.file.write(kept.tobytes())
             self.shapes.append((kept.shape[0], kept.shape[1]))
             yield kept
         self.whole = True
@@ -68,8 +68,8 @@ class Spool:
         assert self.file is not None
         self.file.seek(0)
         for shape in self.shapes:
-            batch = np.empty(shape, dtype=np.float32)
-            view = memoryview(batch).cast("B")
-            if self.file.readinto(view) != batch.nbytes:
+            size = 4 * shape[0] * shape[1]
+            content = self.file.read(size)
+            if len(content) != size:
                 raise OSError("the temporary file of the rows was cut short; is the disk full?")
-            yield batch
+            yield np.frombuffer(content, dtype=np.float32).reshape(shape)
