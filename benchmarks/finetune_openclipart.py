@@ -62,12 +62,12 @@ warmup = 1.0
 FINE = """
 [[stage]]
 name = "head"
-epochs = 2
+epochs = 10
 train = "head"
 lr = 3e-3
 [[stage]]
 name = "last stage"
-epochs = 4
+epochs = 8
 train = "last-stage"
 lr = 1e-3
 backbone_lr = 0.3

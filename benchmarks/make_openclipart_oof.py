@@ -2,8 +2,8 @@
 
     python benchmarks/make_openclipart_oof.py PATH/openclipart_oof.npz
 
-Writes ``stacker/datasets/data/openclipart_oof.npz``: 1,592 images, the 170 classes that at least ten of
-them have, logits in steps of 0.08, the embedding's 64 first principal components.
+Writes ``stacker/datasets/data/openclipart_oof.npz``: 1,592 images, the 170 classes that at
+least ten of them have, logits in steps of 0.08, the embedding's 64 first principal components.
 """
 
 import sys

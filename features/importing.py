@@ -282,7 +282,7 @@ def _row_names(
 
 
 def _refuse_shared(ids: NDArray[np.str_], new: NDArray[np.str_] | None) -> None:
-    shared = [] if new is None else np.intersect1d(ids, new)
+    shared = ids[:0] if new is None else np.intersect1d(ids, new)
     if len(shared):
         raise ValueError(
             f"ids: {len(shared):,} images are among the labelled and the test images, first: "

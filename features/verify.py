@@ -161,7 +161,7 @@ def _read_json(found: Verified, path: str | os.PathLike[str], key: str) -> dict[
 def _read_bytes(path: str | os.PathLike[str], key: str) -> bytes:
     if not _zarr.is_remote(path):
         return (Path(path) / key).read_bytes()
-    import fsspec  # type: ignore[import-untyped]
+    import fsspec
 
     with fsspec.open(f"{os.fspath(path).rstrip('/')}/{key}") as file:
         return bytes(file.read())

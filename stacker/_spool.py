@@ -58,7 +58,7 @@ class Spool:
         self.file.seek(0)
         self.shapes = []
         for batch in self.make():
-            kept = np.array(batch, dtype=np.float32, order="C")
+            kept: Float = np.array(batch, dtype=np.float32, order="C")
             self.file.write(kept.tobytes())
             self.shapes.append((kept.shape[0], kept.shape[1]))
             yield kept

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array, issparse
+from scipy.sparse import csr_array
 
 from features.schema import Stack
 
@@ -162,10 +162,8 @@ def _some(classes: NDArray[np.intp], n_images: int) -> NDArray[np.intp]:
 def _columns(stack: Stack, classes: NDArray[np.intp]) -> dict[str, Float]:
     """Each model's probabilities of some classes, float32 (n_images, n_picked)."""
     picked = {model: values[:, classes] for model, values in stack.probabilities.items()}
-    return {
-        model: np.asarray(values.toarray() if issparse(values) else values, dtype=np.float32)
-        for model, values in picked.items()
-    }
+    dense = {m: v.toarray() if isinstance(v, csr_array) else v for m, v in picked.items()}
+    return {model: np.asarray(values, dtype=np.float32) for model, values in dense.items()}
 
 
 def _against_the_others(stack: Stack, labels: Any) -> list[Suspicion]:

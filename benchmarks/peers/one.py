@@ -83,9 +83,7 @@ def pairstack(train: Part, new: Part) -> dict[str, np.ndarray]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "data", help="a file, 'embedded', or a number of synthetic images"
-    )
+    parser.add_argument("data", help="a file, 'embedded', or a number of synthetic images")
     parser.add_argument("peer", choices=[*PEERS, "pairstack"])
     parser.add_argument("--fold", type=int, default=0)
     parser.add_argument("--frequent", action="store_true")
