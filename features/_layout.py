@@ -57,8 +57,8 @@ def open_checked(path: str | os.PathLike[str], mode: str) -> zarr.Group:
         raise FileNotFoundError(f"there is no store at {os.fspath(path)}")
     try:
         root = _zarr.open_root(path, mode)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise ValueError(
+    except (FileNotFoundError, NotADirectoryError, FileExistsError) as error:
+        raise ValueError(  # FileExistsError: Zarr found a file where it wanted to write a folder
             f"{os.fspath(path)} is no store: it holds no Zarr v3 group. `cnn-extract run` makes a "
             "store of images, `stacker import` of predictions."
         ) from error
