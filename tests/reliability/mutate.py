@@ -20,7 +20,6 @@ import tempfile
 import time
 from pathlib import Path
 
-os.environ["NUMBA_DISABLE_JIT"] = "1"
 ROOT = Path(__file__).parents[2]
 COPIED = ("cnn_extract", "features", "stacker", "tests", "pyproject.toml")
 TARGETS = {
@@ -48,6 +47,7 @@ SLOWEST = 10.0  # times the tests' own time
 
 def main() -> None:
     """Mutate each file, and print how many of the mutants a test has found."""
+    os.environ["NUMBA_DISABLE_JIT"] = "1"  # before numba is imported, and in this program only
     number, files = int(sys.argv[1]), sys.argv[2:] or list(TARGETS)
     for name in HEAVY:
         importlib.import_module(name)
