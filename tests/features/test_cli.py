@@ -161,8 +161,8 @@ def kill_after(command, out, n_parts):
     """Run the command in a process of its own and kill it once it has written so many parts."""
     # A short sleep after each part keeps the run from ending between two looks at the folder.
     slow = (
-        "import sys, time, features.parquet as p; write = p._write_part\n"
-        "p._write_part = lambda *a: (write(*a), time.sleep(0.2))\n"
+        "import sys, time, features.parquet as p; write = p.write_part\n"
+        "p.write_part = lambda *a: (write(*a), time.sleep(0.2))\n"
         "from features.cli import app; app(sys.argv[1:])"
     )
     process = subprocess.Popen(
@@ -203,8 +203,8 @@ def begun(store, tmp_path, monkeypatch):
         next(left)
         return write(*arguments)
 
-    write = sys.modules["features.parquet"]._write_part
-    monkeypatch.setattr("features.parquet._write_part", stop)
+    write = sys.modules["features.parquet"].write_part
+    monkeypatch.setattr("features.parquet.write_part", stop)
     with pytest.raises(StopIteration):
         CliRunner().invoke(
             app,
