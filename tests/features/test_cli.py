@@ -197,15 +197,15 @@ def test_force_writes_anew(store, pairs, tmp_path):
 @pytest.fixture
 def begun(store, tmp_path, monkeypatch):
     """Folder that a run left after two parts."""
-    out, left = tmp_path / "begun", iter([None, None])
+    out, left = tmp_path / "begun", iter([True, True])
 
     def stop(*arguments):
-        next(left)
+        assert next(left, False), "stopped here"
         return write(*arguments)
 
     write = sys.modules["features.parquet"].write_part
     monkeypatch.setattr("features.parquet.write_part", stop)
-    with pytest.raises(StopIteration):
+    with pytest.raises(AssertionError, match="stopped here"):
         CliRunner().invoke(
             app,
             [str(store), "--out", str(out), "--rows-per-part", "48", *FAST],
