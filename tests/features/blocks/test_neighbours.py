@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from features.assemble import PairFeatures
+from features.blocks.neighbours import _keep_best, _keep_best_together
 from features.schema import Stack
 
 SPACES = ("embedding:lite0", "embedding:lite1", "imagenet:lite0", "image_stats", "blend")
@@ -85,3 +86,13 @@ def test_k_must_rise(small_stack, slice_labels, slice_fold, k):
         ValueError, match=r"k must be rising numbers of neighbours, 1 or more\. Got"
     ):
         features.fit(small_stack, slice_labels, slice_fold)
+
+
+@pytest.mark.parametrize("keep", [_keep_best, _keep_best_together])
+def test_of_equally_similar_images_the_first_stay(keep):
+    """A tie for the last place goes to the image seen last, so that batches disagree."""
+    similarity = np.array([[0.5, 0.9, 0.5, 0.5, 0.9, 0.5]], dtype=np.float32)
+    ids, best = np.full((1, 3), -1), np.full((1, 3), -1, dtype=np.float32)
+    image, fold = np.arange(6), np.array([7, 0, 0, 0, 0, 0])
+    keep(similarity, np.array([0]), image, np.array([7]), fold, ids, best)
+    assert ids.tolist() == [[1, 4, 2]]  # image 0 is of the query's own fold
