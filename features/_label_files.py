@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from numpy.typing import NDArray
 
 from features import _checks as checks
 from features._labels import as_label_matrix
-from features._tables import CsvReader
+from features._predictions import load_array
+from features._tables import CsvReader, file_named, header
 
 __all__ = ["LabelFile", "read_label_file", "read_names"]
 
@@ -99,19 +99,18 @@ def read_label_file(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        header = next(csv.reader(lines), [])
-    if len(header) < 2:
-        raise ValueError(f"{path} must have a column of image ids and one of labels; got {header}.")
-    ids = id_column or ("image_id" if "image_id" in header else header[0])
-    rest = [name for name in header if name != ids]
+    names = header(path)
+    if len(names) < 2:
+        raise ValueError(f"{path} must have a column of image ids and one of labels; got {names}.")
+    ids = id_column or ("image_id" if "image_id" in names else names[0])
+    rest = [name for name in names if name != ids]
     column = label_column or ("labels" if "labels" in rest else rest[0] if len(rest) == 1 else None)
     if column is None:
         table = CsvReader(ids)(path)
         return LabelFile(path, np.asarray(table.index, dtype=np.str_), None, table)
     frame = CsvReader(ids)(path, text=[column])
     if column not in frame.columns:
-        raise ValueError(f"{path} has no column {column!r}; it has {header}.")
+        raise ValueError(f"{path} has no column {column!r}; it has {names}.")
     lists = [cell.split() for cell in frame[column]]
     return LabelFile(path, np.asarray(frame.index, dtype=np.str_), lists, None)
 
@@ -126,10 +125,12 @@ def read_names(given: Any) -> NDArray[np.str_] | None:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     if path.suffix.lower() == ".npy":
-        return np.load(path, allow_pickle=False).astype(np.str_)
+        return np.asarray(load_array(path)).astype(np.str_)
     if path.suffix.lower() == ".csv":
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        with file_named(path):
+            frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
         column = "image_id" if "image_id" in frame.columns else frame.columns[0]
         return frame[column].to_numpy(dtype=np.str_)
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    with file_named(path):
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     return np.array([line.strip() for line in lines if line.strip()], dtype=np.str_)

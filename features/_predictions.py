@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import re
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from features._tables import CsvReader, ParquetReader
+from features._tables import CsvReader, ParquetReader, columns_of
 
-__all__ = ["Predictions", "id_column_of", "is_test_file", "model_name", "read_predictions"]
+__all__ = [
+    "Predictions",
+    "id_column_of",
+    "is_test_file",
+    "load_array",
+    "model_name",
+    "read_predictions",
+]
 
 # A DataFrame where the file names images and classes; else an array in the order of the file.
 Predictions: TypeAlias = "pd.DataFrame | NDArray[Any]"
@@ -22,6 +32,11 @@ TABLES = (".csv", ".parquet", ".pq")
 ARRAYS = (".npy", ".npz", ".h5", ".hdf5")
 ID_NAMES = ("image_id", "image_ids", "id", "ids")
 CLASS_NAMES = ("class", "classes", "class_name", "class_names")
+# What NumPy and zipfile say of files that were changed or cut.
+DAMAGES = (
+    *(ValueError, EOFError, OSError, KeyError, RuntimeError, OverflowError, TypeError),
+    *(zipfile.BadZipFile, zlib.error, SyntaxError, TokenError),
+)
 NOISE = {"oof", "test", "train", "val", "valid", "pred", "preds", "predictions", "probs"}
 
 
@@ -65,7 +80,7 @@ def read_predictions(path: str | Path, id_column: str | None = None) -> dict[str
         column = id_column or id_column_of(file)
         return {model_name(file): read(column)(file)}
     if suffix == ".npy":
-        return {model_name(file): _checked(_load(file), file)}
+        return {model_name(file): _checked(load_array(file), file)}
     if suffix not in ARRAYS:
         raise ValueError(f"{file}: predictions are read from {[*TABLES, *ARRAYS]} files.")
     arrays = _read_npz(file) if suffix == ".npz" else _read_hdf5(file)
@@ -74,14 +89,9 @@ def read_predictions(path: str | Path, id_column: str | None = None) -> dict[str
 
 def id_column_of(path: Path) -> str:
     """Name of a table's id column: ``image_id`` if there, else the first."""
-    if path.suffix.lower() == ".csv":
-        columns = [str(c) for c in pd.read_csv(path, nrows=0, encoding="utf-8-sig").columns]
-    else:
-        import pyarrow.parquet
-
-        columns = list(pyarrow.parquet.read_schema(path).names)
+    columns = columns_of(path)
     if not columns:
-        raise ValueError(f"{path} is empty; its first line must name the columns")
+        raise ValueError(f"{path} has no column: the first must hold the image ids")
     return "image_id" if "image_id" in columns else columns[0]
 
 
@@ -116,10 +126,18 @@ def _split_key(path: str | Path) -> tuple[Path, str | None]:
     return (Path(file), key) if colon and Path(file).is_file() else (Path(path), None)
 
 
+def load_array(path: Path) -> NDArray[Any]:
+    """Read the array of a ``.npy`` file."""
+    array = _load(path)
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{path} is a bundle of arrays, not one: name it .npz.")
+    return array
+
+
 def _load(path: Path) -> Any:
     try:
         return np.load(path, allow_pickle=False)
-    except ValueError as error:
+    except DAMAGES as error:
         raise ValueError(
             f"{path} holds Python objects, or is no NumPy file ({error}). Save plain numbers or "
             "strings: np.save(path, values.astype(np.float32))."
@@ -127,11 +145,16 @@ def _load(path: Path) -> Any:
 
 
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
-    with _load(path) as bundle:
+    bundle = _load(path)
+    if isinstance(bundle, np.ndarray):
+        raise ValueError(f"{path} is one array, not several: name it .npy.")
+    with bundle:
         try:
             return {key: bundle[key] for key in bundle.files}
-        except ValueError as error:
-            raise ValueError(f"{path} holds Python objects; save plain arrays.") from error
+        except DAMAGES as error:
+            raise ValueError(
+                f"{path} holds Python objects, or is damaged ({error}); save plain arrays."
+            ) from error
 
 
 def _read_hdf5(path: Path) -> dict[str, NDArray[Any]]:
@@ -148,8 +171,11 @@ def _read_hdf5(path: Path) -> dict[str, NDArray[Any]]:
             text = h5py.check_string_dtype(node.dtype) is not None
             found[name] = np.asarray(node.asstr()[...] if text else node[...])
 
-    with h5py.File(path, "r") as file:
-        file.visititems(take)
+    try:
+        with h5py.File(path, "r") as file:
+            file.visititems(take)
+    except (OSError, KeyError, RuntimeError) as error:
+        raise ValueError(f"{path} is no HDF5 file, or damaged: {error}") from error
     return found
 
 

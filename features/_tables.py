@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +14,15 @@ import pandas as pd
 
 from features import _checks as checks
 
-__all__ = ["CsvReader", "ParquetReader", "gather", "read_metadata"]
+__all__ = [
+    "CsvReader",
+    "ParquetReader",
+    "columns_of",
+    "file_named",
+    "gather",
+    "header",
+    "read_metadata",
+]
 
 MISSING = ["", "NA", "N/A", "nan", "NaN", "null", "None"]
 
@@ -33,20 +42,30 @@ class CsvReader:
 
     def __call__(self, path: str | os.PathLike[str], *, text: Iterable[str] = ()) -> pd.DataFrame:
         """Read a file; refuse a missing id column, repeated columns and repeated ids."""
-        columns = _header(path)
+        columns = header(path)
         _check_columns(columns, [self.id_column], path)
         repeated = sorted({c for c in columns if columns.count(c) > 1})
         if repeated:
             raise ValueError(f"{path}: columns stand twice: {checks.first_few(repeated)}")
         # An image or label called "NA" is a name, not a gap.
         verbatim = {self.id_column, *text} & set(columns)
-        frame = pd.read_csv(
-            path,
-            encoding="utf-8-sig",
-            dtype=dict.fromkeys(verbatim, "str"),
-            keep_default_na=False,
-            na_values={c: MISSING for c in columns if c not in verbatim},
-        )
+        with file_named(path):
+            frame = pd.read_csv(
+                path,
+                encoding="utf-8-sig",
+                # A frame's index without a name is a column without a name.
+                names=columns,
+                header=0,
+                dtype=dict.fromkeys(verbatim, "str"),
+                keep_default_na=False,
+                na_values={c: MISSING for c in columns if c not in verbatim},
+            )
+        if not isinstance(frame.index, pd.RangeIndex):
+            # pandas takes the first cell for an index where every line has one too many.
+            raise ValueError(
+                f"{path}: its lines have more cells than its first line. Quote cells that hold "
+                "commas."
+            )
         return _index_by(frame, self.id_column, path)
 
 
@@ -61,7 +80,8 @@ class ParquetReader:
         if str(path).lower().endswith(".csv"):
             return CsvReader(self.id_column)(path, text=text)
         _check_file(path)
-        frame = pd.read_parquet(path)
+        with _named_parquet(path):
+            frame = pd.read_parquet(path)
         if self.id_column not in frame.columns and frame.index.name == self.id_column:
             frame = frame.reset_index()
         _check_columns(list(map(str, frame.columns)), [self.id_column], path)
@@ -145,13 +165,46 @@ def _numbers(frame: pd.DataFrame, path: Any) -> pd.DataFrame:
     return frame.astype(np.float32)
 
 
-def _header(path: str | os.PathLike[str]) -> list[str]:
+def header(path: str | os.PathLike[str]) -> list[str]:
+    """Names of a CSV file's columns, as its first line has them."""
     _check_file(path)
-    with Path(path).open(encoding="utf-8-sig", newline="") as lines:
+    with file_named(path), Path(path).open(encoding="utf-8-sig", newline="") as lines:
         columns = next(csv.reader(lines), None)
     if not columns:
         raise ValueError(f"{path} is empty; its first line must name the columns")
     return columns
+
+
+def columns_of(path: Path) -> list[str]:
+    """Names of the columns of a CSV or Parquet file."""
+    if path.suffix.lower() == ".csv":
+        return header(path)
+    import pyarrow.parquet
+
+    with _named_parquet(path):
+        return list(pyarrow.parquet.read_schema(path).names)
+
+
+@contextmanager
+def _named_parquet(path: Any) -> Iterator[None]:
+    """Say of which file pyarrow speaks when it cannot read it."""
+    from pyarrow import ArrowException
+
+    try:
+        yield
+    except (ArrowException, OSError, ValueError) as error:
+        raise ValueError(f"{path} is no Parquet file, or damaged: {error}") from error
+
+
+@contextmanager
+def file_named(path: Any) -> Iterator[None]:
+    """Say of which text file pandas, csv and Python speak when they cannot read it."""
+    try:
+        yield
+    except (csv.Error, pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeError) as error:
+        raise ValueError(
+            f"{path} cannot be read: {error}. Save it as UTF-8, and quote cells that hold commas."
+        ) from error
 
 
 def _check_file(path: str | os.PathLike[str]) -> None:

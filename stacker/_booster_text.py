@@ -17,12 +17,16 @@ __all__ = ["check_lightgbm", "check_xgboost"]
 
 CATEGORICAL = 1  # bit of LightGBM's decision_type
 MOST_NESTED = 32
+END = "end of trees"
 
 Ints = NDArray[np.int64]
 
 
 def check_lightgbm(text: str) -> str:
-    """Check the trees of LightGBM's text; the text without the sizes that its reader would trust.
+    """Check the trees of LightGBM's text; head and trees, as its reader may have them.
+
+    Without the sizes that it would trust, and without the parameters at the end: it ends the
+    process when one of them is missing, and a prediction needs none.
 
     Raises
     ------
@@ -47,27 +51,28 @@ def check_lightgbm(text: str) -> str:
         except ValueError as error:
             raise ValueError(f"the model's booster is damaged: tree {number}: {error}") from error
     # Without them the trees are read one after the other, each up to its end.
-    return "\n".join(line for line in lines if not line.startswith("tree_sizes=")) + "\n"
+    end = next(k for k, line in enumerate(lines) if line.startswith(END))
+    return "\n".join(x for x in [*lines[:end], END] if not x.startswith("tree_sizes=")) + "\n"
 
 
 def _blocks(lines: list[str]) -> Iterator[dict[str, str]]:
     """Key and value of the head's lines, then of each tree's."""
     block: dict[str, str] = {}
     for line in lines:
-        if line.startswith("Tree=") or line.startswith("end of trees"):
+        if line.startswith("Tree=") or line.startswith(END):
             yield block
             block = {}
-            if line.startswith("end"):
+            if line.startswith(END):
                 return
         key, _, value = line.partition("=")
         block[key.strip()] = value.strip()
-    raise ValueError("the model's booster is cut off: it has no 'end of trees'")
+    raise ValueError(f"the model's booster is cut off: it has no {END!r}")
 
 
 def _check_tree(tree: dict[str, str], n_features: int) -> None:
     n_leaves = _number(tree, "num_leaves")
     if n_leaves < 1:
-        raise ValueError(f"it has {n_leaves} leaves")
+        raise ValueError(f"a tree must have a leaf; it has {n_leaves}")
     if _number(tree, "is_linear", 0):
         raise ValueError("its leaves are linear; ours are constant")
     _floats(tree, "leaf_value", n_leaves)

@@ -357,7 +357,9 @@ def _again(client: Any, what: str, run: Callable[[], T]) -> T:
         When it fails though every worker is there, when workers keep being lost, or when those
         that are left wait for a lost one.
     """
-    for attempt in range(1, ATTEMPTS + 1):
+    attempt = 0
+    while True:
+        attempt += 1
         before = _workers(client)
         try:
             return _watched(client, what, run, before)
@@ -371,7 +373,6 @@ def _again(client: Any, what: str, run: Callable[[], T]) -> T:
                     f"({len(lost)} of {len(before)} workers were lost): {error}"
                 ) from error
             logger.warning("%s: lost the worker %s; it begins again", what, ", ".join(lost))
-    raise AssertionError("unreachable")
 
 
 class _StuckError(RuntimeError):

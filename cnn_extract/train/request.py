@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -177,6 +178,6 @@ def parse_weights(given: Sequence[str]) -> dict[str, float]:
             weights[name] = float(value)
         except ValueError:
             equals = ""
-        if not equals or not weights[name] >= 0:
+        if not equals or not 0 <= weights[name] < math.inf:
             raise ValueError(f"--domain-weight must be DOMAIN=WEIGHT, at least 0; got {text!r}")
     return weights

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import sys
 import tomllib
 import typing
 from collections.abc import Mapping, Sequence
@@ -32,7 +33,11 @@ def read_recipe(path: str | Path) -> Recipe:
         When it is no TOML, or a key or a value is not allowed; names the nearest key.
     """
     file = Path(path)
-    return parse_recipe(file.read_text(encoding="utf-8"), name=file.stem, where=str(file))
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no TOML file: {error}. Save it as UTF-8.") from error
+    return parse_recipe(text, name=file.stem, where=str(file))
 
 
 def parse_recipe(text: str, *, name: str, where: str = "the recipe") -> Recipe:
@@ -58,9 +63,13 @@ def parse_recipe(text: str, *, name: str, where: str = "the recipe") -> Recipe:
     """
     try:
         given = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{where} is no TOML file: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is no TOML file: {_reason(error)}") from error
     return _build(given, name, where)
+
+
+def _reason(error: Exception) -> str:
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
 def _build(given: Mapping[str, Any], name: str, where: str) -> Recipe:
@@ -140,8 +149,11 @@ def _convert(given: Any, kind: Any) -> tuple[Any, str | None]:
     if origin is not None:
         return _convert_mapping(given, inner[1])
     if kind is float:
-        fits = isinstance(given, (int, float)) and not isinstance(given, bool)
-        return (float(given), None) if fits else (given, "a number")
+        if not isinstance(given, (int, float)) or isinstance(given, bool):
+            return given, "a number"
+        # Whole numbers of TOML have no end; those of a float have.
+        fits = abs(given) <= sys.float_info.max
+        return (float(given), None) if fits else (given, "a finite number")
     return (given, None) if type(given) is kind else (given, _PLAIN[kind])
 
 
@@ -187,7 +199,7 @@ def _with_setting(recipe: Recipe, setting: str) -> Recipe:
         )
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text.strip()
     if not table:
         return _fill(recipe, {key: value}, "--set", "the top level")

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from features.importing import read_predictions
 from features.store import FeatureStore
 
 
@@ -131,3 +132,50 @@ def test_tables_that_are_missing_or_unasked(tables, tmp_path):
     paths["meta"].write_text("image_id,year\n3,1\nx/1,2\nNA,3\n")
     with pytest.raises(ValueError, match=r"meta.csv: 1 of 4 expected image ids are missing"):
         FeatureStore.from_csv(tmp_path / "s", {"a": paths["a"]}, metadata=paths["meta"])
+
+
+def test_an_index_without_a_name_holds_the_ids(tmp_path):
+    """`frame.to_csv(path)` of a frame that nobody named the index of is what most people have."""
+    frame = pd.DataFrame({"a": [0.5, 0.25], "b": [1.0, 0.0]}, ["i", "j"])
+    frame.to_csv(tmp_path / "m.csv")
+    (found,) = read_predictions(tmp_path / "m.csv").values()
+    assert found.index.tolist() == ["i", "j"]
+    np.testing.assert_array_equal(found, frame)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"image_id,a\ni,0.5,0.1\nj,0.5,0.1\n", "m.csv: its lines have more cells than its first"),
+        (b"image_id,a\ni,0.5\nj,0.5,0.1\n", "m.csv cannot be read: .*Expected 2 fields"),
+        (b"image_id,\xe9\ni,0.5\n", "m.csv cannot be read: .*codec.* Save it as UTF-8"),
+        (b"image_id,a\n\xe9,0.5\n", "m.csv cannot be read: .*codec.* Save it as UTF-8"),
+        (b"image_id,a,a\ni,0.5,0.5\n", r"m.csv: columns stand twice: 'a'"),
+        (b"", "m.csv is empty; its first line must name the columns"),
+        (b"image_id,a\ni,0.5\n,0.5\n", "m.csv: a image id may not be empty"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_named(tmp_path, text, message):
+    """One of twenty files is broken, and the message says where a codec stopped."""
+    (tmp_path / "m.csv").write_bytes(text)
+    with pytest.raises(ValueError, match=message):
+        FeatureStore.from_csv(tmp_path / "store", {"m": tmp_path / "m.csv"})
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("m.parquet", "m.parquet is no Parquet file, or damaged"),
+        ("m.npy", "m.npy holds Python objects, or is no NumPy file"),
+        ("m.npz", "m.npz holds Python objects, or is (no NumPy file|damaged)"),
+        ("m.h5", "m.h5 is no HDF5 file, or damaged"),
+    ],
+)
+def test_a_damaged_binary_file_is_named(tmp_path, name, message):
+    """pyarrow, NumPy, zipfile and HDF5 have seven kinds of errors, most without the file."""
+    if name == "m.h5":
+        pytest.importorskip("h5py")
+    for data in (b"", b"PAR1" * 9, b"\x93NUMPY\1\0", b"PK\3\4" + bytes(40)):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ValueError, match=message):
+            read_predictions(tmp_path / name)

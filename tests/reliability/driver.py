@@ -19,11 +19,14 @@ MOST_RUNS = 3
 
 
 def main() -> None:
-    """Read {module, imports, whole, cut, kills, seed, signal} from the first argument."""
+    """Read {module, imports, whole, cut, kills, seed, signal, ...} from the first argument."""
     task = json.loads(sys.argv[1])
     app = importlib.import_module(task["module"]).app
-    for name in task["imports"]:
-        importlib.import_module(name)
+    for given in task["imports"]:
+        name, _, function = given.partition(":")
+        module = importlib.import_module(name)
+        if function:
+            getattr(module, function)()
     run(app, task["whole"])  # numba writes its cache
     start = time.monotonic()
     for folder in task["fresh"]:

@@ -98,9 +98,11 @@ def commands(folder: Path, out: Path) -> dict[str, list[str]]:
     }
 
 
+# Imports timm where torchvision's operators do not load, too.
+TIMM = "cnn_extract._torchvision:import_timm"
 MODULES = {
-    "cnn-extract run": ("cnn_extract.cli", ["cnn_extract.run", "timm"]),
-    "cnn-extract train": ("cnn_extract.cli", ["cnn_extract.train.run", "timm"]),
+    "cnn-extract run": ("cnn_extract.cli", ["cnn_extract.run", TIMM]),
+    "cnn-extract train": ("cnn_extract.cli", ["cnn_extract.train.run", TIMM]),
     "build-features": ("features.cli", ["features._build"]),
     "stacker fit": ("stacker.cli", ["stacker.estimator"]),
     "stacker tune": ("stacker.cli", ["stacker.estimator", "stacker.tuning", "optuna"]),

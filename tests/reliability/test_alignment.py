@@ -12,9 +12,6 @@ from features.schema import Stack
 from features.store import FeatureStore
 from stacker import PairStacker
 
-# In `make slow` until it has passed once on an idle machine.
-pytestmark = pytest.mark.slow
-
 N_IMAGES, N_CLASSES = 120, 6
 FEW = settings(
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -11,11 +11,7 @@ import pytest
 from features import _console
 from features._console import exit_codes
 
-# In `make slow` until it has passed once on an idle machine.
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(sys.platform == "win32", reason="signals of a POSIX system"),
-]
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of a POSIX system")
 
 
 def start(body):

@@ -9,6 +9,7 @@ import os
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -171,6 +172,32 @@ def fuzz_table(folder, data):
             read(path)
 
 
+# Predictions ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def predictions(tmp_path_factory):
+    """Make one file of each kind; their bytes by name."""
+    folder = tmp_path_factory.mktemp("fuzz")
+    frame = pd.DataFrame({"image_id": ["i", "j"], "a": [0.5, 0.25], "b": [1.0, 0.0]})
+    frame.to_csv(folder / "p.csv", index=False)
+    frame.to_parquet(folder / "p.parquet")
+    np.save(folder / "p.npy", frame[["a", "b"]].to_numpy())
+    np.savez_compressed(folder / "p.npz", m=np.ones((2, 2)), image_id=np.array(["i", "j"]))
+    return {file: file.read_bytes() for file in sorted(folder.iterdir())}
+
+
+def fuzz_predictions(predictions, data):
+    from features.importing import read_predictions
+
+    file = data.draw(st.sampled_from(list(predictions)))
+    file.write_bytes(edited(predictions[file], data.draw(EDITS)))
+    # A header may ask for more memory than there is.
+    with clear_error(file.name), contextlib.suppress(MemoryError):
+        for values in read_predictions(file).values():
+            assert np.ndim(values) == 2
+
+
 # Models -----------------------------------------------------------------------------------------
 
 
@@ -229,6 +256,7 @@ def fuzz_recipe(folder, data):
 TARGETS = {
     "store metadata": (fuzz_store, "store"),
     "labels CSV": (fuzz_table, "tmp_path"),
+    "predictions": (fuzz_predictions, "predictions"),
     "model folder": (fuzz_model, "models"),
     "recipe TOML": (fuzz_recipe, "tmp_path"),
 }

@@ -11,9 +11,6 @@ from features.store import FeatureStore
 from stacker import PairStacker
 from stacker.leakage import suspect_in_sample
 
-# In `make slow` until it has passed once on an idle machine.
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def honest(slice_stack):

@@ -14,9 +14,6 @@ from typer.testing import CliRunner
 from features.store import FeatureStore
 from tests.reliability.makers import make_images, make_store
 
-# In `make slow` until it has passed once on an idle machine.
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
