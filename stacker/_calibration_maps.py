@@ -28,6 +28,7 @@ __all__ = [
     "log_loss_sum",
     "log_odds",
     "parametric_features",
+    "shifted_log_loss",
 ]
 
 N_BINS = 256
@@ -260,7 +261,7 @@ def fit_offsets(eta: Floats, total: Floats, positive: Floats, strength: float) -
 
     Parameters
     ----------
-    eta : float64 array of shape (n_bins,) or (n_classes, n_bins)
+    eta : float64 array of shape (n_bins,)
         Calibrated log-odds before the shift.
     total, positive : float64 arrays of shape (n_classes, n_bins)
         Pairs and positives.
@@ -268,15 +269,25 @@ def fit_offsets(eta: Floats, total: Floats, positive: Floats, strength: float) -
         Precision of the normal prior around 0.
     """
     offset = np.zeros(len(total))
-    for _ in range(50):
-        p = expit(eta + offset[:, None])
-        slope = (total * p - positive).sum(axis=1) + strength * offset
-        curve = (total * p * (1 - p)).sum(axis=1) + strength
-        step = np.clip(slope / curve, -1.0, 1.0)
-        offset -= step
-        if np.abs(step).max(initial=0) < 1e-6:
-            break
+    _offsets(eta, total, positive, strength, offset)
     return offset
+
+
+@njit(parallel=True, cache=True)
+def _offsets(eta, total, positive, strength, offset):  # type: ignore[no-untyped-def]
+    """Newton's method for every class; of most classes most bins are empty."""
+    for c in prange(len(offset)):
+        for _ in range(50):
+            slope, curve = strength * offset[c], strength
+            for b in range(len(eta)):
+                if total[c, b] > 0.0:
+                    p = 1.0 / (1.0 + np.exp(-eta[b] - offset[c]))
+                    slope += total[c, b] * p - positive[c, b]
+                    curve += total[c, b] * p * (1.0 - p)
+            step = min(max(slope / curve, -1.0), 1.0)
+            offset[c] -= step
+            if abs(step) < 1e-6:
+                break
 
 
 def fit_isotonic(centre: Floats, total: Floats, positive: Floats) -> tuple[Floats, Floats]:
@@ -324,3 +335,20 @@ def fit_venn_abers(centre: Floats, total: Floats, positive: Floats) -> tuple[Flo
 def log_loss_sum(eta: Floats, total: Floats, positive: Floats) -> float:
     """Sum the log loss of pairs whose log-odds are eta."""
     return float(-(positive * log_expit(eta) + (total - positive) * log_expit(-eta)).sum())
+
+
+def shifted_log_loss(eta: Floats, offset: Floats, total: Floats, positive: Floats) -> float:
+    """Sum the log loss of pairs whose log-odds are eta (n_bins,) + offset (n_classes,)."""
+    losses = np.zeros(len(offset))
+    _shifted(eta, offset, total, positive, losses)
+    return float(losses.sum())
+
+
+@njit(parallel=True, cache=True)
+def _shifted(eta, offset, total, positive, losses):  # type: ignore[no-untyped-def]
+    for c in prange(len(offset)):
+        for b in range(len(eta)):
+            if total[c, b] > 0.0:
+                x = eta[b] + offset[c]
+                above = max(x, 0.0) + np.log1p(np.exp(-abs(x)))
+                losses[c] += total[c, b] * above - positive[c, b] * x

@@ -25,6 +25,7 @@ from stacker._calibration_maps import (
     log_loss_sum,
     log_odds,
     parametric_features,
+    shifted_log_loss,
 )
 from stacker._inputs import (
     Matrix,
@@ -290,12 +291,23 @@ def _all_folds(counts: BinCounts) -> BinCounts:
     return counts._replace(total=counts.total.sum(axis=0), positive=counts.positive.sum(axis=0))
 
 
+def _of_groups(counts: BinCounts, codes: NDArray[np.int32]) -> BinCounts:
+    """Add up the counts of each class group, (n_groups, n_bins)."""
+    n_groups = int(codes.max(initial=0)) + 1
+    masks = [codes == g if n_groups > 1 else slice(None) for g in range(n_groups)]
+    total, positive = (
+        np.stack([part[mask].sum(axis=0) for mask in masks])
+        for part in (counts.total, counts.positive)
+    )
+    return counts._replace(total=total, positive=positive)
+
+
 def _compare(
     counts: BinCounts, codes: NDArray[np.int32], shrinkage: float
 ) -> dict[str, NDArray[Any]]:
     """Cross-validated log loss per pair of every combination in `AUTO`."""
-    one_group = codes.max(initial=0) == 0
-    tried = [pair for pair in AUTO if not (one_group and pair[1] == "group")]
+    n_groups = int(codes.max(initial=0)) + 1
+    tried = [pair for pair in AUTO if not (n_groups == 1 and pair[1] == "group")]
     losses = np.zeros(len(tried))
     everything = _all_folds(counts)
     for f in range(len(counts.total)):
@@ -303,9 +315,13 @@ def _compare(
         rest = everything._replace(
             total=everything.total - held.total, positive=everything.positive - held.positive
         )
+        # With tens of thousands of classes only a shift of each is worth a pass over all counts.
+        own = np.arange(n_groups, dtype=np.int32)
+        merged = _of_groups(rest, codes), _of_groups(held, codes), own
         for m, (method, scope) in enumerate(tried):
-            fitted = _fit_map(method, scope, rest, codes, shrinkage)
-            losses[m] += _loss(method, scope, fitted, held)
+            learned, left, of = (rest, held, codes) if scope == "class" else merged
+            fitted = _fit_map(method, scope, learned, of, shrinkage)
+            losses[m] += _loss(method, scope, fitted, left)
     return {
         "method": np.array([method for method, _ in tried]),
         "scope": np.array([scope for _, scope in tried]),
@@ -377,18 +393,14 @@ def _fit_knots(
 
 def _loss(method: str, scope: str, fitted: dict[str, NDArray[Any]], held: BinCounts) -> float:
     """Log loss of a fitted map on held-out counts."""
+    if scope == "class":  # parametric in `AUTO`: one curve, and a shift of each class
+        eta = _map_odds(method, fitted, 0, held.centre)
+        return shifted_log_loss(eta, fitted["offset"], held.total, held.positive)
     n_maps = int(fitted["of_class"].max(initial=0)) + 1
     eta = np.stack([_map_odds(method, fitted, m, held.centre) for m in range(n_maps)])
-    if scope == "class":
-        eta = eta[fitted["of_class"]] + fitted["offset"][:, None]
-        return log_loss_sum(eta, held.total, held.positive)
     # Classes of one map share their log-odds: their counts are added first.
-    of_map = [fitted["of_class"] == m for m in range(n_maps)]
-    total, positive = (
-        np.stack([part[mine].sum(axis=0) for mine in of_map])
-        for part in (held.total, held.positive)
-    )
-    return log_loss_sum(eta, total, positive)
+    merged = _of_groups(held, fitted["of_class"])
+    return log_loss_sum(eta, merged.total, merged.positive)
 
 
 def _map_odds(

@@ -1,11 +1,13 @@
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.estimator_checks import check_estimator
 
+from stacker._calibration_maps import fit_offsets, log_loss_sum, shifted_log_loss
 from stacker.calibration import METHODS, ProbabilityCalibrator, reliability_curve
 from stacker.testing import EXPECTED_FAILED_CHECKS
 
@@ -69,6 +71,22 @@ def test_class_shifts_shrink_with_few_positives(rng):
     share = calibrator.map_["offset"] / wanted
     assert share[0] > 0.9
     assert 0.2 < share[1] < 0.8
+
+
+def test_class_shifts_are_the_penalised_optimum(rng):
+    """A class stops before its own optimum, or because another one has arrived at its own."""
+    eta = np.linspace(-6, 3, 12)
+    total = rng.integers(0, 40, (5, 12)) * (rng.random((5, 12)) < 0.6)
+    positive = rng.binomial(total, 0.1)
+    total[3], positive[3] = 0, 0
+    positive[4] = total[4]
+    total, positive = total.astype(float), positive.astype(float)
+    found = fit_offsets(eta, total, positive, 2.0)
+    for c, offset in enumerate(found):
+        loss = lambda x, c=c: log_loss_sum(eta + x, total[c], positive[c]) + x**2  # noqa: E731
+        assert offset == pytest.approx(minimize_scalar(loss, tol=1e-12).x, abs=1e-5)
+    expected = log_loss_sum(eta + found[:, None], total, positive)
+    assert shifted_log_loss(eta, found, total, positive) == pytest.approx(expected)
 
 
 def test_a_group_without_positives_takes_the_pooled_map(rng):
