@@ -48,7 +48,13 @@ AHEAD = 2
 
 @dataclass(frozen=True)
 class Scanned:
-    """Statistics (n_images, n_stats) of some images, NaN where unreadable; why, by image."""
+    """Statistics (n_images, n_stats) of some images, NaN where unreadable; why, by image.
+
+    Examples
+    --------
+    >>> Scanned(np.zeros((2, 19), np.float32), errors={1: "cannot read b.png"}).stats.shape
+    (2, 19)
+    """
 
     stats: NDArray[np.float32]
     errors: dict[int, str]
@@ -56,7 +62,13 @@ class Scanned:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Model inputs (n_images, size, size, n_channels), zero where unreadable; why, by image."""
+    """Model inputs (n_images, size, size, n_channels), zero where unreadable; why, by image.
+
+    Examples
+    --------
+    >>> Inputs(np.zeros((2, 64, 64, 3), np.uint8), errors={1: "cannot read b.png"}).images.shape
+    (2, 64, 64, 3)
+    """
 
     images: NDArray[np.uint8]
     errors: dict[int, str]
@@ -72,6 +84,17 @@ def scan_images(source: ImageSource, indices: Sequence[int], *, n_channels: int)
         Which images.
     n_channels : int
         What every image must have.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> from cnn_extract.images import open_images
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Image.new("RGB", (4, 2), "red").save(folder + "/red.png")
+    ...     scanned = scan_images(open_images(folder), [0], n_channels=3)
+    >>> scanned.stats[0, list(stat_names()).index("mean_r")].item()
+    255.0
     """
     stats = np.full((len(indices), len(stat_names(n_channels))), np.nan, dtype=np.float32)
     errors = {}
@@ -86,7 +109,18 @@ def scan_images(source: ImageSource, indices: Sequence[int], *, n_channels: int)
 def decode_inputs(
     source: ImageSource, indices: Sequence[int], *, size: int, n_channels: int
 ) -> Inputs:
-    """Decode images, crop them if needed and resize them to a model's input."""
+    """Decode images, crop them if needed and resize them to a model's input.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> from cnn_extract.images import open_images
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Image.new("RGB", (4, 2)).save(folder + "/black.png")
+    ...     decode_inputs(open_images(folder), [0], size=8, n_channels=3).images.shape
+    (1, 8, 8, 3)
+    """
     images = np.zeros((len(indices), size, size, n_channels), dtype=np.uint8)
     errors = {}
     for row, index in enumerate(indices):
@@ -98,7 +132,18 @@ def decode_inputs(
 
 
 def decode_pixels(source: ImageSource, index: int, n_channels: int) -> Pixels:
-    """Pixels of one image, which must have this number of channels; else an ImageError."""
+    """Pixels of one image, which must have this number of channels; else an ImageError.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> from cnn_extract.images import open_images
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Image.new("RGB", (4, 2)).save(folder + "/black.png")
+    ...     decode_pixels(open_images(folder), 0, n_channels=3).shape
+    (2, 4, 3)
+    """
     pixels = source.decode(index)
     if pixels.shape[2] != n_channels:
         raise ImageError(
@@ -114,6 +159,13 @@ def in_order(
     """Give ``work(item)`` in order, with at most `ahead` items on their way.
 
     Executor.map takes all items at once: here they wait, decoded images among them, where they are.
+
+    Examples
+    --------
+    >>> from concurrent.futures import ThreadPoolExecutor
+    >>> with ThreadPoolExecutor(2) as pool:
+    ...     list(in_order(pool, abs, [-3, 1, -2], ahead=2))
+    [3, 1, 2]
     """
     coming = iter(items)
     waiting: deque[Future[Result]] = deque()
@@ -126,7 +178,13 @@ def in_order(
 
 
 def n_cores() -> int:
-    """Count the cores this process may use."""
+    """Count the cores this process may use.
+
+    Examples
+    --------
+    >>> n_cores() >= 1
+    True
+    """
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

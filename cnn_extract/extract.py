@@ -50,7 +50,13 @@ LARGEST_HALF = float(np.finfo(np.float16).max)
 
 @dataclass(frozen=True)
 class Backbone:
-    """A model to run: its key in the store, its timm name, its weights."""
+    """A model to run: its key in the store, its timm name, its weights.
+
+    Examples
+    --------
+    >>> Backbone("net@mine", "test_resnet", Weights("file", "mine.safetensors")).key
+    'net@mine'
+    """
 
     key: str
     name: str
@@ -72,6 +78,11 @@ class Settings:
     device : {"cpu", "cuda"}
     compile : bool
         `torch.compile` the backbone.
+
+    Examples
+    --------
+    >>> Settings(size=320, tta="hflip").precision
+    'float32'
     """
 
     size: int | None = None
@@ -83,7 +94,18 @@ class Settings:
 
 
 def count_channels(source: ImageSource) -> int:
-    """Channels of the first readable image; the first image's error when there is none."""
+    """Channels of the first readable image; the first image's error when there is none.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> from cnn_extract.images import open_images
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Image.new("RGB", (4, 2)).save(folder + "/black.png")
+    ...     count_channels(open_images(folder))
+    3
+    """
     first: ImageError | None = None
     for index in range(len(source)):
         try:
@@ -94,7 +116,21 @@ def count_channels(source: ImageSource) -> int:
 
 
 def open_chunks(store: FeatureStore, names: Sequence[str]) -> list[range]:
-    """Ranges of images, one a chunk, where any of these arrays is not complete."""
+    """Ranges of images, one a chunk, where any of these arrays is not complete.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from features import FeatureStore
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     store = FeatureStore.create(
+    ...         folder + "/store", image_ids=["a", "b", "c"], classes=["x"], chunk_images=2
+    ...     )
+    ...     store.require_array("embeddings/net", (4,), np.float16, ("dim",), {})
+    ...     store.write_rows("embeddings/net", 0, np.zeros((2, 4), np.float16))
+    ...     open_chunks(store, ["embeddings/net"])
+    [range(2, 3)]
+    """
     done = np.logical_and.reduce([store.written(name) for name in names]) | store.skipped
     starts = range(0, store.n_images, store.chunk_images)
     chunks = [range(s, min(s + store.chunk_images, store.n_images)) for s in starts]
@@ -132,6 +168,21 @@ def scan_into_store(
     ------
     ImageError
         With "stop", naming the first unreadable image.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> from cnn_extract.images import open_images
+    >>> from features import FeatureStore
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Image.new("RGB", (4, 2), "red").save(folder + "/red.png")
+    ...     source = open_images(folder)
+    ...     store = FeatureStore.create(folder + "/store", image_ids=source.ids, classes=["x"])
+    ...     with DecodePool(source, workers=0) as pool:
+    ...         scan_into_store(store, pool, n_channels=3, report=Reporter(quiet=True))
+    ...     store.image_stats["mean_r"].tolist()
+    [255.0]
     """
     store.require_image_stats(stat_names(n_channels))
     chunks = open_chunks(store, ["image_stats"])
@@ -163,7 +214,17 @@ def _gather_scan(
 
 
 def is_extracted(store: FeatureStore, key: str) -> bool:
-    """Whether a backbone's arrays are all complete."""
+    """Whether a backbone's arrays are all complete.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from features import FeatureStore
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     store = FeatureStore.create(folder + "/store", image_ids=["a"], classes=["x"])
+    ...     is_extracted(store, "net")
+    False
+    """
     # Logits are required first, so embeddings imply that they are there if they ever will be.
     names = [n for n in _array_names(key) if n in store.array_names]
     return _array_names(key)[-1] in names and all(store.is_complete(n) for n in names)
@@ -193,6 +254,25 @@ def extract_backbone(
     -------
     float or None
         Images a second, None when the store held everything already.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> from cnn_extract.images import open_images
+    >>> from features import FeatureStore
+    >>> quiet = Reporter(quiet=True)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Image.new("RGB", (40, 40), "red").save(folder + "/red.png")
+    ...     source = open_images(folder)
+    ...     store = FeatureStore.create(folder + "/store", image_ids=source.ids, classes=["x"])
+    ...     backbone = Backbone("net", "test_resnet", Weights("none"))
+    ...     with DecodePool(source, workers=0) as pool:
+    ...         scan_into_store(store, pool, n_channels=3, report=quiet)
+    ...         settings = Settings(size=32)
+    ...         rate = extract_backbone(store, pool, backbone, settings, n_channels=3, report=quiet)
+    ...     store.embeddings("net").shape
+    (1, 96)
     """
     done = is_extracted(store, backbone.key)
     # All look before the first one writes, so that all go the same way.

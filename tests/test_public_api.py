@@ -4,15 +4,20 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# cnn_extract is a command: its Python is public where the package itself exports it.
-LIBRARIES = ("features", "stacker")
+PACKAGES = ("features", "stacker", "cnn_extract")
 # What a module with this name exports is a command line, shown by its --help.
-COMMANDS = {"cli.py"}
+COMMANDS = {"cli.py", "commands.py"}
+# The engine of `cnn_extract.train.run.train`: each is run by the example of `train`, and needs a
+# whole training run around it.
+ENGINE = {
+    "Job", "TrainData", "Trainer", "TrunkFeed", "keep_activations", "load_data", "metadata_of",
+    "train_network", "write_predictions",
+}  # fmt: skip
 
 
 def public_modules():
     """Source files of modules without a leading underscore in their path."""
-    for package in LIBRARIES:
+    for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
             parts = path.relative_to(ROOT).parts
             private = any(part.startswith("_") and part != "__init__.py" for part in parts)
@@ -49,6 +54,11 @@ def definitions(path):
 def test_every_public_function_and_class_has_an_example():
     """A docstring without a doctest: nobody sees how it is called, nothing checks that it works."""
     found = {name: node for path in public_modules() for name, node in definitions(path)}
-    assert len(found) > 100
-    bare = [name for name, node in found.items() if ">>>" not in (ast.get_docstring(node) or "")]
-    assert bare == []
+    assert len(found) > 250
+    bare = {
+        node.name: name
+        for name, node in found.items()
+        if ">>>" not in (ast.get_docstring(node) or "")
+    }
+    assert bare.keys() - ENGINE == set(), bare
+    assert bare.keys() >= ENGINE  # what has an example needs no exception

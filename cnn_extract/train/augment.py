@@ -40,7 +40,13 @@ WHITE = 255
 
 @dataclass(frozen=True)
 class View:
-    """One image to decode: its position in the source, and the seed of its view; -1: no chance."""
+    """One image to decode: its position in the source, and the seed of its view; -1: no chance.
+
+    Examples
+    --------
+    >>> View(7)  # image 7, plain; with a seed a random view
+    View(index=7, seed=-1)
+    """
 
     index: int
     seed: int = -1
@@ -64,6 +70,17 @@ def decode_views(
     ------
     ImageError
         For an image that cannot be read.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from cnn_extract.images import open_images
+    >>> from cnn_extract.train.recipe import InputRecipe
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Image.new("RGB", (60, 40)).save(folder + "/black.png")
+    ...     views, source = [View(0), View(0, seed=1)], open_images(folder)
+    ...     decode_views(source, views, recipe=InputRecipe(), size=32, n_channels=3).shape
+    (2, 32, 32, 3)
     """
     made = np.empty((len(views), size, size, n_channels), dtype=np.uint8)
     for row, view in enumerate(views):
@@ -90,6 +107,12 @@ def plain_view(pixels: Pixels, recipe: InputRecipe, size: int) -> Image8:
     Returns
     -------
     uint8 array of shape (size, size, channels)
+
+    Examples
+    --------
+    >>> from cnn_extract.train.recipe import InputRecipe
+    >>> plain_view(np.zeros((40, 60, 3), np.uint8), InputRecipe(crop="pad"), 32).shape
+    (32, 32, 3)
     """
     if recipe.crop == "pad":
         height, width = pixels.shape[:2]
@@ -101,7 +124,16 @@ def plain_view(pixels: Pixels, recipe: InputRecipe, size: int) -> Image8:
 
 
 def random_view(pixels: Pixels, recipe: InputRecipe, size: int, rng: np.random.Generator) -> Image8:
-    """View for training, drawn from `rng`; parameters and result as in `plain_view`."""
+    """View for training, drawn from `rng`; parameters and result as in `plain_view`.
+
+    Examples
+    --------
+    >>> from cnn_extract.train.recipe import InputRecipe
+    >>> pixels = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+    >>> same = [random_view(pixels, InputRecipe(), 8, np.random.default_rng(0)) for _ in range(2)]
+    >>> np.array_equal(*same)
+    True
+    """
     image = _random_crop(to_uint8(pixels), recipe, size, rng)
     if rng.random() < recipe.hflip:
         image = image[:, ::-1]

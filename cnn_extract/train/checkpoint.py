@@ -29,6 +29,11 @@ class Progress:
 
     `weights`, `ema` and `optimiser` are state dicts; `losses` the samples' of the last epoch;
     `log` the rows of the curves so far.
+
+    Examples
+    --------
+    >>> Progress(stage=1, epoch=3).log
+    []
     """
 
     stage: int = 0
@@ -43,7 +48,16 @@ class Progress:
 
 
 def save_model(folder: Path, state: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
-    """Write ``model.safetensors`` and, last, ``model.json``, which says that both are there."""
+    """Write ``model.safetensors`` and, last, ``model.json``, which says that both are there.
+
+    Examples
+    --------
+    >>> import tempfile, torch
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_model(Path(folder), {"weight": torch.ones(2)}, {"fold": 0})
+    ...     sorted(path.name for path in Path(folder).iterdir())
+    ['model.json', 'model.safetensors']
+    """
     folder.mkdir(parents=True, exist_ok=True)
     _save_tensors(folder / MODEL, state, {CHECKSUM: BLANK})
     write_text(folder / "model.json", json.dumps(seal(about), indent=2) + "\n")
@@ -57,6 +71,15 @@ def read_model(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] |
     ------
     ValueError
         When it was changed since.
+
+    Examples
+    --------
+    >>> import tempfile, torch
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_model(Path(folder), {"weight": torch.ones(2)}, {"fold": 0})
+    ...     state, about = read_model(Path(folder))
+    >>> state["weight"].tolist(), about
+    ([1.0, 1.0], {'fold': 0})
     """
     from safetensors.torch import load_file
 
@@ -71,7 +94,16 @@ def read_model(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] |
 
 
 def save_progress(folder: Path, progress: Progress) -> None:
-    """Write ``last.safetensors``: the JSON part stands in its header, so one rename saves both."""
+    """Write ``last.safetensors``: the JSON part stands in its header, so one rename saves both.
+
+    Examples
+    --------
+    >>> import tempfile, torch
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_progress(Path(folder), Progress(epoch=2, weights={"weight": torch.ones(2)}))
+    ...     [path.name for path in Path(folder).iterdir()]
+    ['last.safetensors']
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"weights.{k}": v for k, v in progress.weights.items()}
     tensors |= {f"ema.{k}": v for k, v in progress.ema.items()}
@@ -97,6 +129,14 @@ def load_progress(folder: Path) -> Progress | None:
     ------
     ValueError
         When it was changed since.
+
+    Examples
+    --------
+    >>> import tempfile, torch
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_progress(Path(folder), Progress(epoch=2, weights={"weight": torch.ones(2)}))
+    ...     load_progress(Path(folder)).epoch
+    2
     """
     from safetensors import safe_open
 
@@ -180,7 +220,16 @@ def _save_tensors(path: Path, tensors: Mapping[str, Any], header: dict[str, str]
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text under a temporary name, then rename it."""
+    """Write a text under a temporary name, then rename it.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_text(Path(folder, "note.json"), "{}")
+    ...     Path(folder, "note.json").read_text()
+    '{}'
+    """
     temporary = path.with_name(f".{path.name}.partial")
     try:
         with temporary.open("w", encoding="utf-8") as file:

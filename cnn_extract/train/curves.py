@@ -25,6 +25,15 @@ class Curves:
         Gets a line an epoch.
     tensorboard : Path, optional
         Folder for the event files of this network.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> epoch = {"stage": "head", "epoch": 1, "train_loss": 2.0, "val_loss": 2.5, "val_f2": 0.5}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Curves(Reporter(quiet=True)).write(Path(folder), [epoch | {"seconds": 1.0}])
+    ...     Path(folder, "log.csv").read_text().splitlines()[0]
+    'stage,epoch,train_loss,val_loss,val_f2,seconds'
     """
 
     report: Reporter

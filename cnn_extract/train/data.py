@@ -305,6 +305,20 @@ def collect_moments(store: FeatureStore) -> tuple[tuple[float, ...], tuple[float
     """Mean and std of each channel over all pixels of all images, on the scale 0 to 1 (B3, C1).
 
     From the statistics in the store: every image counts by its pixels.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import pandas as pd
+    >>> from features import FeatureStore
+    >>> stats = {"mean_r": [0.0, 255.0], "std_r": [0.0, 0.0], "height": [2, 2], "width": [4, 4]}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     store = FeatureStore.from_arrays(
+    ...         folder + "/store", image_ids=["black", "white"], classes=["x"],
+    ...         probabilities={}, image_stats=pd.DataFrame(stats, index=["black", "white"]),
+    ...     )
+    ...     collect_moments(store)
+    ((0.5,), (0.5,))
     """
     stats = store.without_skipped().image_stats
     assert stats is not None

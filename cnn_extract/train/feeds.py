@@ -24,7 +24,21 @@ __all__ = ["Feed", "ImageFeed", "views_of"]
 
 
 class Feed(Protocol):
-    """Gives the network's input for images, batch by batch."""
+    """Gives the network's input for images, batch by batch.
+
+    Examples
+    --------
+    >>> import torch
+    >>> class Noise:
+    ...     def batches(self, batches):
+    ...         return (torch.randn(len(views), 3, 32, 32) for views in batches)
+    ...
+    ...     def mirror(self, views, batch):
+    ...         return batch.flip(3)
+    >>> feed: Feed = Noise()
+    >>> next(feed.batches([views_of(np.arange(2))])).shape
+    torch.Size([2, 3, 32, 32])
+    """
 
     def batches(self, batches: Iterable[Sequence[View]]) -> Iterator[torch.Tensor]:
         """Give one tensor, on the device, for each batch of views."""
@@ -44,6 +58,20 @@ class ImageFeed:
     config : InputConfig
         Side, mean and std.
     device : torch device or str
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> from cnn_extract.images import open_images
+    >>> from cnn_extract.train.recipe import InputRecipe
+    >>> config = InputConfig(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Image.new("RGB", (40, 40), "white").save(folder + "/white.png")
+    ...     with DecodePool(open_images(folder), workers=0) as pool:
+    ...         batch = next(ImageFeed(pool, InputRecipe(), config).batches([[View(0)]]))
+    >>> batch.shape, batch.max().item()
+    (torch.Size([1, 3, 32, 32]), 1.0)
     """
 
     pool: DecodePool
@@ -70,7 +98,13 @@ class ImageFeed:
 
 
 def views_of(rows: NDArray[np.intp], seeds: NDArray[np.uint64] | None = None) -> list[View]:
-    """Make views of images: random ones with these seeds, or plain ones."""
+    """Make views of images: random ones with these seeds, or plain ones.
+
+    Examples
+    --------
+    >>> views_of(np.array([4, 9]))
+    [View(index=4, seed=-1), View(index=9, seed=-1)]
+    """
     if seeds is None:
         return [View(int(row)) for row in rows]
     return [View(int(row), int(seed)) for row, seed in zip(rows, seeds, strict=True)]

@@ -24,6 +24,13 @@ def parameters_of_last_stages(backbone: nn.Module, n_stages: int) -> list[str]:
 
     What a stage is comes from timm's own `group_matcher`: a layer of a ResNet, a block of
     a transformer.
+
+    Examples
+    --------
+    >>> from cnn_extract.models import create_model
+    >>> names = parameters_of_last_stages(create_model("test_resnet", num_classes=0), 1)
+    >>> {name.split(".")[0] for name in names}
+    {'layer4'}
     """
     import_timm()
     from timm.models import group_parameters
@@ -40,7 +47,14 @@ def parameters_of_last_stages(backbone: nn.Module, n_stages: int) -> list[str]:
 
 
 def first_of_last_stages(backbone: nn.Module, n_stages: int) -> str:
-    """Name of the module that the last stages begin with, for example "blocks.6"."""
+    """Name of the module that the last stages begin with, for example "blocks.6".
+
+    Examples
+    --------
+    >>> from cnn_extract.models import create_model
+    >>> first_of_last_stages(create_model("test_resnet", num_classes=0), 2)
+    'layer3'
+    """
     names = parameters_of_last_stages(backbone, n_stages)
     stage = names[0].split(".")
     # A numbered stage of a list ("blocks.6"), or a module of its own ("layer4").
@@ -58,6 +72,17 @@ def set_trained(network: Any, train: str) -> list[str]:
     network : Network
         With a `backbone` and a `head`.
     train : {"all", "head", "last-stage", "last-two-stages"}
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnn_extract.train.networks import make_network
+    >>> from cnn_extract.train.recipe import ModelRecipe
+    >>> from cnn_extract.weights import Weights
+    >>> recipe = ModelRecipe(name="test_resnet")
+    >>> network = make_network(recipe, Weights("none"), ["", ""], np.array([0.5, 0.1]), size=32)
+    >>> set_trained(network, "head")
+    ['head.1.weight', 'head.1.bias']
     """
     if train == "all":
         network.requires_grad_(True)
@@ -72,7 +97,16 @@ def set_trained(network: Any, train: str) -> list[str]:
 
 @contextmanager
 def train_mode(network: Any) -> Iterator[None]:
-    """Training mode, but frozen modules as in prediction: no dropout, no new batch statistics."""
+    """Training mode, but frozen modules as in prediction: no dropout, no new batch statistics.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> network = nn.Sequential(nn.BatchNorm2d(3).requires_grad_(False), nn.Conv2d(3, 4, 1))
+    >>> with train_mode(network):
+    ...     [part.training for part in network]
+    [False, True]
+    """
     network.train()
     for module in network.modules():
         own = list(module.parameters(recurse=True))

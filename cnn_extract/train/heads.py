@@ -36,6 +36,14 @@ def make_head(
     class_group : sequence of str, n_classes long
     share : float array of shape (n_classes,)
         How frequent each class is in training; what the head says before it has learnt anything.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cnn_extract.train.recipe import ModelRecipe
+    >>> head = make_head(ModelRecipe(head="mlp"), 8, ["tag", "tag"], np.array([0.5, 0.1])).eval()
+    >>> head(torch.zeros(3, 8)).shape
+    torch.Size([3, 2])
     """
     if not recipe.per_group:
         return _one_head(recipe, width, share)
@@ -69,7 +77,15 @@ def _last(width: int, share: NDArray[np.float64]) -> nn.Linear:
 
 
 def cosine_head(width: int, n_classes: int, scale: float) -> nn.Module:
-    """Logits ``scale * cos(features, class weights)`` (C2)."""
+    """Logits ``scale * cos(features, class weights)`` (C2).
+
+    Examples
+    --------
+    >>> import torch
+    >>> logits = cosine_head(width=8, n_classes=2, scale=30.0)(torch.ones(5, 8))
+    >>> logits.shape, bool(logits.abs().max() <= 30)
+    (torch.Size([5, 2]), True)
+    """
     from torch import nn
     from torch.nn import functional
 

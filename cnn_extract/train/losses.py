@@ -68,6 +68,14 @@ def make_loss(
     ------
     ValueError
         For class groups that are not there.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cnn_extract.train.recipe import Stage
+    >>> loss = make_loss(Stage(loss="bce"), ["", ""], np.array([5, 1]))
+    >>> loss(torch.zeros(1, 2), torch.tensor([[1.0, 0.0]])).round(decimals=2)
+    tensor([1.3900])
     """
     weights = group_weights(stage, class_group)
     if stage.loss in SOFTMAX:
@@ -195,6 +203,12 @@ def focal(logits: torch.Tensor, targets: torch.Tensor, focus: float) -> torch.Te
     """Focal loss of each image and class, Lin et al. (2017), without its alpha (A4).
 
     ``y * (1 - p)**focus * -log(p) + (1 - y) * p**focus * -log(1 - p)``, p the sigmoid.
+
+    Examples
+    --------
+    >>> import torch
+    >>> focal(torch.zeros(1, 1), torch.ones(1, 1), focus=2.0).round(decimals=3)  # 0.25 * log(2)
+    tensor([[0.1730]])
     """
     torch = import_torch()
     log_p = torch.nn.functional.logsigmoid(logits)
@@ -208,6 +222,12 @@ def soft_fbeta(logits: torch.Tensor, targets: torch.Tensor, beta: float = 2.0) -
 
     ``1 - (1 + b**2) * sum(p * y) / (b**2 * sum(y) + sum(p))``; 0 for an image without labels that
     is given none.
+
+    Examples
+    --------
+    >>> import torch
+    >>> soft_fbeta(torch.tensor([[50.0, -50.0]]), torch.tensor([[1.0, 0.0]])).item()
+    0.0
     """
     p = logits.float().sigmoid()
     hits, wanted, given = (p * targets).sum(1), targets.sum(1), p.sum(1)
@@ -221,6 +241,12 @@ def cross_entropy(
     """Softmax cross-entropy of each image; several labels share the target evenly.
 
     An image without a label says nothing: its loss is 0.
+
+    Examples
+    --------
+    >>> import torch
+    >>> cross_entropy(torch.zeros(1, 4), torch.tensor([[1.0, 1, 0, 0]])).round(decimals=3)  # log(4)
+    tensor([1.3860])
     """
     n_labels = targets.sum(1, keepdim=True)
     shares = smooth(targets / n_labels.clamp(min=1e-12), smoothing)
@@ -240,6 +266,13 @@ def am_softmax(
     margin : float
         Taken from the logits of the image's classes: scale * margin of the cosines.
     smoothing : float
+
+    Examples
+    --------
+    >>> import torch
+    >>> logits, targets = torch.tensor([[3.0, 1.0]]), torch.tensor([[1.0, 0.0]])
+    >>> bool(am_softmax(logits, targets, margin=1.0) > cross_entropy(logits, targets))
+    True
     """
     return cross_entropy(logits - margin * targets, targets, smoothing)
 

@@ -28,6 +28,11 @@ def make_accelerator(device: str, precision: str) -> Any:
     ------
     ValueError
         For a device that is not there, and fp16 training on a CPU.
+
+    Examples
+    --------
+    >>> make_accelerator("cpu", "no").device.type
+    'cpu'
     """
     torch = import_torch()
     from accelerate import Accelerator
@@ -48,12 +53,26 @@ def make_accelerator(device: str, precision: str) -> Any:
 
 
 def main_first(accelerator: Any) -> Any:
-    """Context that the main process goes through before the others."""
+    """Context that the main process goes through before the others.
+
+    Examples
+    --------
+    >>> with main_first(make_accelerator("cpu", "no")):
+    ...     print("one process need not wait")
+    one process need not wait
+    """
     return accelerator.main_process_first() if accelerator.num_processes > 1 else nullcontext()
 
 
 def sum_over_ranks(accelerator: Any, values: torch.Tensor) -> torch.Tensor:
-    """Sum of a tensor over all processes; the tensor itself where there is one."""
+    """Sum of a tensor over all processes; the tensor itself where there is one.
+
+    Examples
+    --------
+    >>> import torch
+    >>> sum_over_ranks(make_accelerator("cpu", "no"), torch.tensor([2.0, 3.0])).tolist()
+    [2.0, 3.0]
+    """
     if accelerator.num_processes == 1:
         return values
     return accelerator.reduce(values.to(accelerator.device), reduction="sum").cpu()

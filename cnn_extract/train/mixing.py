@@ -21,7 +21,18 @@ __all__ = ["mix", "seeded"]
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the generators that timm and torch draw from, and put them back afterwards."""
+    """Seed the generators that timm and torch draw from, and put them back afterwards.
+
+    Examples
+    --------
+    >>> import torch
+    >>> with seeded(0):
+    ...     first = torch.rand(1)
+    >>> with seeded(0):
+    ...     again = torch.rand(1)
+    >>> bool(first == again)
+    True
+    """
     torch = import_torch()
     python, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng():
@@ -50,6 +61,15 @@ def mix(batch: torch.Tensor, recipe: InputRecipe) -> tuple[torch.Tensor, torch.T
     batch : tensor of the same shape
     shares : tensor of shape (n_images, n_images), or None
         How much of each original is in each mixed image: targets become ``shares @ targets``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cnn_extract.train.recipe import InputRecipe
+    >>> with seeded(0):
+    ...     batch, shares = mix(torch.randn(4, 3, 8, 8), InputRecipe(mixup=1.0))
+    >>> batch.shape, shares.sum(1).round().tolist()
+    (torch.Size([4, 3, 8, 8]), [1.0, 1.0, 1.0, 1.0])
     """
     if recipe.erase:
         batch = _erase(batch, recipe.erase)

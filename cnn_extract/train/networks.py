@@ -56,6 +56,15 @@ def make_network(
     torch module
         Normalised images (n_images, n_channels, size, size) to logits; with `backbone`, `head`,
         and ``features(batch)``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cnn_extract.train.recipe import ModelRecipe
+    >>> recipe = ModelRecipe(name="test_resnet")
+    >>> network = make_network(recipe, Weights("none"), ["", ""], np.array([0.5, 0.1]), size=32)
+    >>> network(torch.zeros(1, 3, 32, 32)).shape
+    torch.Size([1, 2])
     """
     backbone = _backbone(recipe, weights, n_channels)
     if recipe.partial_conv:
@@ -148,6 +157,13 @@ def without_trunk(backbone: Any, cut: str) -> Any:
     backbone : timm model
     cut : str
         A module by name, such as "layer4" or "blocks.6".
+
+    Examples
+    --------
+    >>> from cnn_extract.models import create_model
+    >>> tail = without_trunk(create_model("test_resnet", num_classes=0), "layer4")
+    >>> type(tail.layer3).__name__, type(tail.layer4).__name__
+    ('Identity', 'Sequential')
     """
     first, _, number = cut.partition(".")
     tail = _shallow(backbone)
@@ -183,7 +199,13 @@ def network_input(
     n_channels: int,
     collected: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> InputConfig:
-    """Side, mean and std of the input; mean and std are the images' own where `collected` (B3)."""
+    """Side, mean and std of the input; mean and std are the images' own where `collected` (B3).
+
+    Examples
+    --------
+    >>> network_input("tf_efficientnet_lite0", size=None, n_channels=3)
+    InputConfig(size=224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    """
     timm = import_timm()
     # Without the weights of a large model: only its configuration is wanted.
     torch = import_torch()

@@ -22,6 +22,12 @@ def make_partial(model: nn.Module) -> int:
     """Weigh the borders of every padded convolution of `model`; return how many there are.
 
     The parameters keep their names, so checkpoints fit both ways.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> make_partial(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 1)))
+    1
     """
     torch = import_torch()
     found = 0
@@ -49,7 +55,15 @@ def _weigh(conv: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) ->
 
 
 def border_ratio(conv: Any, batch: torch.Tensor) -> torch.Tensor:
-    """(kernel size) / (positions inside the image) of each output place: (1, 1, height, width)."""
+    """(kernel size) / (positions inside the image) of each output place: (1, 1, height, width).
+
+    Examples
+    --------
+    >>> import torch
+    >>> conv = torch.nn.Conv2d(3, 4, 3, padding=1)
+    >>> border_ratio(conv, torch.zeros(1, 3, 3, 3))[0, 0].tolist()
+    [[2.25, 1.5, 2.25], [1.5, 1.0, 1.5], [2.25, 1.5, 2.25]]
+    """
     torch = import_torch()
     inside = torch.ones(1, 1, *batch.shape[2:], device=batch.device)
     kernel = torch.ones(1, 1, *conv.kernel_size, device=batch.device)

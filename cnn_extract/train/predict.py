@@ -84,6 +84,18 @@ def predict_rows(
         Of the random views; an image's views depend on it and the image's position alone.
     advance : function of int, optional
         Told of every batch.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cnn_extract.train.recipe import PredictRecipe
+    >>> class Blank:
+    ...     def batches(self, batches):
+    ...         return (torch.zeros(len(views), 4) for views in batches)
+    >>> network, recipe = torch.nn.Linear(4, 2).eval(), PredictRecipe(hflip=False)
+    >>> rows = np.arange(5)
+    >>> predict_rows(network, Blank(), rows, recipe, ["", ""], softmax=False, batch_size=2).shape
+    (5, 2)
     """
     torch = import_torch()
     parts = [rows[k : k + batch_size] for k in range(0, len(rows), batch_size)]

@@ -31,6 +31,11 @@ def preset_text(name: str) -> str:
     ------
     ValueError
         For an unknown name.
+
+    Examples
+    --------
+    >>> preset_text("imet-1st").splitlines()[0].startswith("#")
+    True
     """
     if name not in preset_names():
         raise ValueError(

@@ -69,6 +69,11 @@ class ModelRecipe:
         Of a cosine head's logits (C2).
     partial_conv : bool
         Padded convolutions weigh up what the padding leaves out (A21).
+
+    Examples
+    --------
+    >>> ModelRecipe(name="convnext_tiny", head="mlp").hidden
+    512
     """
 
     name: str = "tf_efficientnet_lite0"
@@ -115,6 +120,11 @@ class InputRecipe:
         Mean and std of the pretrained model, or of these images (B3).
     cache_trunk : bool
         Run the frozen stages once and train on their activations; needs an input without chance.
+
+    Examples
+    --------
+    >>> InputRecipe(size=320, mixup=0.4).crop
+    'if-needed'
     """
 
     size: int = _number(0)
@@ -148,6 +158,11 @@ class SamplingRecipe:
         image's classes are (A4).
     hard_share : float
         This share of the images, the hardest of the last epoch, comes again (A6).
+
+    Examples
+    --------
+    >>> SamplingRecipe(draw="log-class").hard_share
+    0.0
     """
 
     draw: str = _one_of("shuffle", "log-class")
@@ -172,6 +187,11 @@ class BatchRecipe:
         Largest norm of the gradient; 0: any.
     compile : bool
         `torch.compile` the network.
+
+    Examples
+    --------
+    >>> BatchRecipe(size=48, effective=960).ema
+    0.0
     """
 
     size: int = _number(32, 1)
@@ -216,6 +236,11 @@ class Stage:
         of the training loss (D5); `decay` an epoch (C2).
     warmup : float
         Epochs of rising learning rate before "cosine".
+
+    Examples
+    --------
+    >>> Stage(train="head", epochs=2, lr=3e-3).loss
+    'bce'
     """
 
     name: str = ""
@@ -248,7 +273,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class DistillRecipe:
-    """Learn from a teacher's predictions: target = max(y, weight * teacher) (A27)."""
+    """Learn from a teacher's predictions: target = max(y, weight * teacher) (A27).
+
+    Examples
+    --------
+    >>> DistillRecipe(weight=0.7)
+    DistillRecipe(weight=0.7)
+    """
 
     weight: float = _number(0.0, 0, 1)
 
@@ -267,6 +298,11 @@ class PredictRecipe:
         What the views' average is taken of (B5).
     precision : {"float32", "bf16", "fp16"}
         Of the forward pass (A25).
+
+    Examples
+    --------
+    >>> PredictRecipe(views=3).mean
+    'logits'
     """
 
     hflip: bool = True
@@ -277,7 +313,14 @@ class PredictRecipe:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All settings of a training run but its data; read by `cnn_extract.train.toml`."""
+    """All settings of a training run but its data; read by `cnn_extract.train.toml`.
+
+    Examples
+    --------
+    >>> recipe = Recipe("mine", input=InputRecipe(size=224, sizes={"pnasnet5large": 331}))
+    >>> recipe.size, len(recipe.stage)
+    (224, 1)
+    """
 
     name: str
     about: str = ""
@@ -304,7 +347,15 @@ _SOFTMAX = ("cross-entropy", "am-softmax")
 
 
 def refuse_contradictions(recipe: Recipe, where: str) -> None:
-    """Refuse settings that contradict each other."""
+    """Refuse settings that contradict each other.
+
+    Examples
+    --------
+    >>> refuse_contradictions(Recipe("mine", stage=(Stage(loss="am-softmax"),)), "mine.toml")
+    Traceback (most recent call last):
+    ...
+    ValueError: mine.toml: [[stage]] 1: loss 'am-softmax' needs [model] head = 'cosine'
+    """
     for k, stage in enumerate(recipe.stage):
         place = f"{where}: [[stage]] {k + 1}"
         if stage.loss == "am-softmax" and recipe.model.head != "cosine":

@@ -66,6 +66,11 @@ class TrainRequest:
         Folder for the activations of frozen stages (``input.cache_trunk``), which runs on the same
         images share; default: `out`.
     device : {"auto", "cpu", "cuda"}
+
+    Examples
+    --------
+    >>> TrainRequest(Path("images"), Path("labels.csv"), "imet-1st", Path("run")).device
+    'auto'
     """
 
     images: Path
@@ -105,7 +110,14 @@ class TrainRequest:
 
 @dataclass
 class TrainSummary:
-    """What a training run did."""
+    """What a training run did.
+
+    Examples
+    --------
+    >>> from dataclasses import fields
+    >>> [field.name for field in fields(TrainSummary)][:2]
+    ['out', 'store']
+    """
 
     out: str
     store: str
@@ -138,6 +150,15 @@ def resolve_recipe(request: TrainRequest) -> tuple[Recipe, str | None]:
     ------
     ValueError
         For unknown recipes, settings and values.
+
+    Examples
+    --------
+    >>> request = TrainRequest(
+    ...     Path("images"), Path("labels.csv"), "imet-1st", Path("run"), model="test_resnet=none"
+    ... )
+    >>> recipe, weights = resolve_recipe(request)
+    >>> recipe.model.name, weights
+    ('test_resnet', 'none')
     """
     recipe = with_settings(find_recipe(request.recipe), list(request.settings))
     weights = None

@@ -29,7 +29,7 @@ NOTE = "run.json"
 
 
 def train(request: TrainRequest, report: Reporter | None = None) -> TrainSummary:
-    """Make or resume the run that `request` describes.
+    r"""Make or resume the run that `request` describes.
 
     Raises
     ------
@@ -37,6 +37,26 @@ def train(request: TrainRequest, report: Reporter | None = None) -> TrainSummary
         When the output is complete, or was begun with other settings.
     ValueError, OSError
         For bad input; the message names the file, image, class or setting.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     images, labels = Path(folder, "images"), Path(folder, "labels.csv")
+    ...     images.mkdir()
+    ...     for k in range(8):
+    ...         Image.new("RGB", (40, 40), (25 * k, 0, 0)).save(images / f"{k}.png")
+    ...     _ = labels.write_text("image_id,labels\n" + "".join(f"{k},dark\n" for k in range(8)))
+    ...     recipe = Path(folder, "mine.toml")
+    ...     _ = recipe.write_text("folds = 2\n[[stage]]\ntrain = 'head'")
+    ...     request = TrainRequest(
+    ...         images, labels, str(recipe), Path(folder, "run"), model="test_resnet=none", size=32,
+    ...         workers=0, device="cpu", embeddings=False,
+    ...     )
+    ...     summary = train(request, Reporter(quiet=True))
+    >>> summary.complete
+    True
     """
     start = time.monotonic()
     report = report or Reporter()

@@ -32,6 +32,13 @@ class Samples:
         Images that every epoch shows once more, from ``--hard`` (A6).
     teacher : array or CSR of shape (n_samples, n_classes), optional
         A teacher's probabilities (A27).
+
+    Examples
+    --------
+    >>> labels = sparse.csr_array(np.array([[1, 0], [1, 1]], dtype=np.int8))
+    >>> samples = Samples(np.arange(2), labels, np.ones(2, np.float32), np.zeros(2, bool))
+    >>> samples.counts.tolist(), len(samples.take(np.array([1])))
+    ([2, 1], 1)
     """
 
     rows: NDArray[np.intp]
@@ -128,6 +135,15 @@ def draw_epoch(
     rng : Generator
     losses : float array of shape (n_samples,), optional
         Of the epoch before, to replay the hardest.
+
+    Examples
+    --------
+    >>> from cnn_extract.train.recipe import SamplingRecipe
+    >>> labels = sparse.csr_array(np.ones((3, 1), np.int8))
+    >>> listed_hard = np.array([False, False, True])
+    >>> samples = Samples(np.arange(3), labels, np.ones(3, np.float32), listed_hard)
+    >>> sorted(draw_epoch(samples, SamplingRecipe(), np.random.default_rng(0)).tolist())
+    [0, 1, 2, 2]
     """
     if recipe.draw == "log-class":
         drawn = rng.choice(len(samples), len(samples), p=draw_weights(samples.labels))
@@ -140,5 +156,11 @@ def draw_epoch(
 
 
 def split_steps(order: NDArray[np.intp], effective: int) -> Sequence[NDArray[np.intp]]:
-    """Divide an epoch into steps of the optimiser; the last may be smaller (A3)."""
+    """Divide an epoch into steps of the optimiser; the last may be smaller (A3).
+
+    Examples
+    --------
+    >>> [step.tolist() for step in split_steps(np.arange(5), 2)]
+    [[0, 1], [2, 3], [4]]
+    """
     return [order[k : k + effective] for k in range(0, len(order), effective)]

@@ -22,6 +22,16 @@ def make_optimiser(network: Any, stage: Stage) -> Any:
     ------
     ValueError
         When timm knows no optimiser of that name; names the nearest.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cnn_extract.train.recipe import Stage
+    >>> parts = {"backbone": torch.nn.Linear(4, 3), "head": torch.nn.Linear(3, 2)}
+    >>> network = torch.nn.ModuleDict(parts)
+    >>> optimiser = make_optimiser(network, Stage(optimiser="sgd", lr=0.1, backbone_lr=0.5))
+    >>> sorted({group["lr"] for group in optimiser.param_groups})
+    [0.05, 0.1]
     """
     import_timm()
     from timm.optim import create_optimizer_v2, list_optimizers
@@ -58,7 +68,13 @@ def _decay_groups(network: Any, part: str, factor: float, stage: Stage) -> list[
 
 @dataclass
 class Schedule:
-    """Sets the learning rate before each step and, where it wants it, after each epoch."""
+    """Sets the learning rate before each step and, where it wants it, after each epoch.
+
+    Examples
+    --------
+    >>> Schedule("constant", None).state_dict()
+    {}
+    """
 
     kind: str
     scheduler: Any
@@ -102,6 +118,19 @@ def make_schedule(optimiser: Any, stage: Stage, steps_per_epoch: int) -> Schedul
     stage : Stage
     steps_per_epoch : int
         Steps of the optimiser in an epoch.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cnn_extract.train.recipe import Stage
+    >>> optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    >>> schedule = make_schedule(optimiser, Stage(epochs=4, lr=0.1, schedule="halve", every=2), 1)
+    >>> rates = []
+    >>> for step in range(4):
+    ...     schedule.before_step(step)
+    ...     rates.append(optimiser.param_groups[0]["lr"])
+    >>> rates
+    [0.1, 0.1, 0.05, 0.05]
     """
     import_timm()
     from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, StepLRScheduler

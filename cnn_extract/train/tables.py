@@ -25,12 +25,20 @@ __all__ = [
 
 
 def read_image_list(path: Path, image_ids: Sequence[str], id_column: str) -> NDArray[np.bool_]:
-    """Which images a table names, bool (n_images,): images to drop (A5) or to replay (A6).
+    r"""Which images a table names, bool (n_images,): images to drop (A5) or to replay (A6).
 
     Raises
     ------
     FileNotFoundError, ValueError
         When the table is not there, has no id column, or names images that are not there.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "drop.csv").write_text("image_id\nb\n")
+    ...     read_image_list(Path(folder, "drop.csv"), ["a", "b"], "image_id").tolist()
+    [False, True]
     """
     names = read_metadata(path, id_column=id_column).index
     absent = sorted(set(names) - set(image_ids))
@@ -51,7 +59,7 @@ def add_pseudo_labels(
     id_column: str,
     label_column: str,
 ) -> Samples:
-    """Put the pseudo-labelled images behind the samples (A7).
+    r"""Put the pseudo-labelled images behind the samples (A7).
 
     Parameters
     ----------
@@ -69,6 +77,19 @@ def add_pseudo_labels(
     ValueError
         For images that are not there or are labelled already, unknown classes, weights that are
         no positive numbers.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> known = Labels("labels.csv", ("a",), (("cat",),), ("cat",))
+    >>> labels = sparse.csr_array(np.array([[1]], dtype=np.int8))
+    >>> samples = Samples(np.array([0]), labels, np.ones(1, np.float32), np.zeros(1, bool))
+    >>> columns = {"id_column": "image_id", "label_column": "labels"}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "pseudo.csv")
+    ...     _ = path.write_text("image_id,labels,weight\nb,cat,0.5\n")
+    ...     add_pseudo_labels(samples, path, ["a", "b"], known, **columns).weights.tolist()
+    [1.0, 0.5]
     """
     pseudo = read_labels(path, id_column=id_column, label_column=label_column)
     pseudo.refuse_unknown(image_ids, "the images")
@@ -127,12 +148,20 @@ def _longer(teacher: Any, n_rows: int) -> Any:
 
 
 def read_parents(path: Path, classes: Sequence[str]) -> list[str | None]:
-    """Read the parent of each class from a CSV file ``class,parent``; None for roots (B1).
+    r"""Read the parent of each class from a CSV file ``class,parent``; None for roots (B1).
 
     Raises
     ------
     ValueError
         When columns are missing, or a name is no class.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "parents.csv").write_text("class,parent\nrose,plant\n")
+    ...     read_parents(Path(folder, "parents.csv"), ["plant", "rose"])
+    [None, 'plant']
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}")
@@ -162,6 +191,18 @@ def read_teacher(
     ------
     ValueError
         When the store lacks the images, the classes or the model.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from features import FeatureStore
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = FeatureStore.from_arrays(
+    ...         folder + "/store", image_ids=["a", "b"], classes=["x"],
+    ...         probabilities={"net": np.array([[0.25], [0.75]])},
+    ...     )
+    ...     read_teacher(folder + "/store", ["b", "a"], ["x"]).ravel().tolist()
+    [0.75, 0.25]
     """
     from features.store import FeatureStore
 
@@ -187,7 +228,13 @@ def read_teacher(
 
 
 def sha256_of(path: Path | None) -> str | None:
-    """Checksum of a file's bytes, None without a file."""
+    """Checksum of a file's bytes, None without a file.
+
+    Examples
+    --------
+    >>> sha256_of(None) is None
+    True
+    """
     if path is None:
         return None
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()

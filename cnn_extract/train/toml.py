@@ -23,7 +23,7 @@ Table = TypeVar("Table")
 
 
 def read_recipe(path: str | Path) -> Recipe:
-    """Read a recipe from a TOML file; its name is the file's.
+    r"""Read a recipe from a TOML file; its name is the file's.
 
     Raises
     ------
@@ -31,6 +31,14 @@ def read_recipe(path: str | Path) -> Recipe:
         When there is no such file.
     ValueError
         When it is no TOML, or a key or a value is not allowed; names the nearest key.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "mine.toml").write_text("folds = 4\n")
+    ...     read_recipe(Path(folder, "mine.toml")).folds
+    4
     """
     file = Path(path)
     try:

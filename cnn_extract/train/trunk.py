@@ -38,12 +38,20 @@ SAVE_EVERY = 256
 
 
 def cut_point(recipe: Recipe, backbone: Any) -> str:
-    """Name of the module that training begins with; "features" where only the head is trained.
+    r"""Name of the module that training begins with; "features" where only the head is trained.
 
     Raises
     ------
     ValueError
         When the recipe trains the whole network.
+
+    Examples
+    --------
+    >>> from cnn_extract.models import create_model
+    >>> from cnn_extract.train.toml import parse_recipe
+    >>> recipe = parse_recipe("[[stage]]\ntrain = 'last-stage'", name="x")
+    >>> cut_point(recipe, create_model("test_resnet", num_classes=0))
+    'layer4'
     """
     trained = {stage.train for stage in recipe.stage}
     if "all" in trained:

@@ -52,6 +52,11 @@ class Unit:
         Positions of its classes.
     folder : str
         Inside the run's folder.
+
+    Examples
+    --------
+    >>> Unit(0, "tag", np.array([2, 3]), "fold0/group1").folder
+    'fold0/group1'
     """
 
     fold: int
@@ -67,6 +72,14 @@ def list_units(recipe: Recipe, data: TrainData, only_folds: Sequence[int] = ()) 
     ------
     ValueError
         For a fold that is not there.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> from cnn_extract.train.toml import parse_recipe
+    >>> data = SimpleNamespace(fold=np.array([0, 1]), store=SimpleNamespace(n_classes=2))
+    >>> [unit.folder for unit in list_units(parse_recipe("", name="x"), data)]
+    ['fold0', 'fold1']
     """
     n_folds = int(data.fold.max()) + 1
     wrong = [k for k in only_folds if not 0 <= k < n_folds]
@@ -84,12 +97,20 @@ def list_units(recipe: Recipe, data: TrainData, only_folds: Sequence[int] = ()) 
 
 
 def unit_stages(recipe: Recipe, unit: Unit, class_group: Sequence[str]) -> tuple[Stage, ...]:
-    """Stages of a unit: those that count its class group's loss (A8).
+    r"""Stages of a unit: those that count its class group's loss (A8).
 
     Raises
     ------
     ValueError
         When stages name groups that are not there, or leave a network none.
+
+    Examples
+    --------
+    >>> from cnn_extract.train.toml import parse_recipe
+    >>> recipe = parse_recipe("[[stage]]\n[[stage]]\ngroups = ['tag']", name="x")
+    >>> culture = Unit(0, "culture", np.array([0]), "fold0/group0")
+    >>> len(unit_stages(recipe, culture, ["culture", "tag"]))
+    1
     """
     for stage in recipe.stage:
         group_weights(stage, class_group)
@@ -399,6 +420,11 @@ def read_predictions(out: Path, unit: Unit) -> NDArray[np.float32] | None:
     ------
     ValueError
         When the file was changed since it was written.
+
+    Examples
+    --------
+    >>> read_predictions(Path("run"), Unit(0, None, np.arange(2), "fold0")) is None
+    True
     """
     path = out / unit.folder / PREDICTIONS
     if not path.is_file():
