@@ -15,6 +15,7 @@ import numpy as np
 from scipy.sparse import csr_array, issparse
 
 from features._locks import leased_name
+from features._seal import save_array
 
 FORMAT = "pairstack-model"
 VERSION = 1
@@ -46,7 +47,7 @@ def write_folder(path: str | os.PathLike[str], tree: dict[str, Any], texts: dict
         written = {"format": FORMAT, "version": VERSION, "tree": _pack(tree, arrays)}
         for number, array in enumerate(arrays):
             with (folder / _array_name(number)).open("wb") as file:
-                np.save(file, array, allow_pickle=False)
+                save_array(file, array)
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
         (folder / "model.json").write_text(json.dumps(written, indent=1), encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -204,19 +205,32 @@ def _unflatten(value: Any, tensors: Mapping[str, Any]) -> Any:
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, Any], header: dict[str, str]) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     # Contiguous copies: safetensors refuses views that share memory.
     plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     temporary = path.with_name(f".{path.name}.partial")
     try:
-        save_file(plain, temporary, metadata=header)
+        try:
+            save_file(plain, temporary, metadata=header)
+        except SafetensorError as error:
+            raise _system_error(error, path) from error
         seal_file(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _system_error(error: Exception, path: Path) -> OSError:
+    """Give the system's error, a full disk above all, that safetensors turns into its own."""
+    found = re.search(r"os error (\d+)", str(error))
+    if found is None:
+        return OSError(f"{path} cannot be written: {error}")
+    number = int(found.group(1))
+    return OSError(number, os.strerror(number), str(path))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -7,6 +7,7 @@ disk, they make fine-tuning affordable without a GPU.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,6 +168,7 @@ def keep_activations(
             if kept is None:
                 shape = (n_images, *made.shape[1:])
                 kept = np.lib.format.open_memmap(temporary, "w+", dtype=np.float32, shape=shape)
+                reserve(temporary)
             kept[part] = made
             done += len(part)
             if done // SAVE_EVERY != (done - len(part)) // SAVE_EVERY:
@@ -177,6 +179,13 @@ def keep_activations(
     temporary.replace(path)
     note.unlink(missing_ok=True)
     return np.asarray(np.load(path, mmap_mode="r"))
+
+
+def reserve(path: Path) -> None:
+    """Take the disk space that a file is long: a mapped page without one ends the process."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def _run_parts(

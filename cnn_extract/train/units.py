@@ -32,7 +32,7 @@ from cnn_extract.train.samples import Samples
 from cnn_extract.train.trunk import TrunkFeed, check_cut, cut_point, keep_activations
 from cnn_extract.weights import Weights
 from features._console import Reporter, clock
-from features._seal import file_sha256, seal
+from features._seal import file_sha256, save_array, seal
 
 __all__ = ["Trainer", "Unit", "list_units", "read_predictions", "unit_stages"]
 
@@ -403,7 +403,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             temporary = path.with_name(f".{path.name}.partial")
             with temporary.open("wb") as file:
-                np.save(file, probs)
+                save_array(file, probs)
                 file.flush()
                 os.fsync(file.fileno())
             # The note first: the predictions say that the unit is complete.

@@ -155,7 +155,7 @@ def test_crafted_boosters_end_without_running_anything():
                     booster.correction(np.zeros((1, 1), np.float32))
                     print(name, what, "was read")
                 except ValueError as error:
-                    print(name, what, "refused", str(error)[:20])
+                    print(name, what, "refused", str(error)[:19])
         """
     )
     done = subprocess.run(
