@@ -19,6 +19,7 @@ from stacker._inputs import CHUNK, Matrix, Rows, as_rows, over_rows
 __all__ = [
     "N_BINS",
     "BinCounts",
+    "add_classes",
     "apply_curves",
     "bin_pairs",
     "fit_curve",
@@ -33,16 +34,21 @@ __all__ = [
 
 N_BINS = 256
 PARTED_ENTRIES = 20_000_000
+EXACT_IN_FLOAT32 = 2**24
 # Log-odds beyond this are cut: p = 1 (float16 rounds 0.9998 to it) must stay finite.
 LIMIT = 16.0
 Floats = NDArray[np.float64]
 
 
 class BinCounts(NamedTuple):
-    """Pairs and positives by fold, class and bin of log-odds; zeros are not counted."""
+    """Pairs and positives by fold, class and bin of log-odds; zeros are not counted.
 
-    total: Floats  # (n_folds, n_classes, N_BINS)
-    positive: Floats  # the same shape
+    float32 up to 16 million images, which it counts exactly: with tens of thousands of classes
+    these are the largest arrays of a decision. Sums over classes are float64.
+    """
+
+    total: NDArray[Any]  # (n_folds, n_classes, N_BINS)
+    positive: NDArray[Any]  # the same shape
     centre: Floats  # (N_BINS,) mean log-odds
 
 
@@ -62,16 +68,31 @@ def bin_pairs(
     # One set of counts for each of a few ranges of images, so that threads never share one.
     n_parts = 4 if len(rows.values) > PARTED_ENTRIES else 1
     shape = (n_parts, n_folds, probs.shape[1], N_BINS)
-    total, positive = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    exact = np.float32 if len(fold) < EXACT_IN_FLOAT32 else np.float64
+    total, positive = np.zeros(shape, exact), np.zeros(shape, exact)
     sums = np.zeros((n_parts, N_BINS))
     flat = (rows.values, rows.indices, rows.indptr, labels.indices, labels.indptr)
     count = _count_parts if n_parts > 1 else _count_whole
     count(*flat, fold.astype(np.int64), total, positive, sums)
-    whole = total.sum(axis=0, dtype=np.float64)
-    pooled = whole.sum(axis=(0, 1))
+    total, positive = (p[0] if n_parts == 1 else p.sum(axis=0) for p in (total, positive))
+    pooled = np.sum([add_classes(part, np.zeros(part.shape[0], np.int32))[0] for part in total], 0)
     middle = (np.arange(N_BINS) + 0.5) * (2 * LIMIT / N_BINS) - LIMIT
     centre = np.divide(sums.sum(axis=0), pooled, out=middle, where=pooled > 0)
-    return BinCounts(whole, positive.sum(axis=0, dtype=np.float64), centre)
+    return BinCounts(total, positive, centre)
+
+
+def add_classes(counts: NDArray[Any], codes: NDArray[np.int32]) -> Floats:
+    """Add up the (n_classes, n_bins) counts of classes of one code, float64 (n_codes, n_bins)."""
+    sums = np.zeros((int(codes.max(initial=0)) + 1, counts.shape[1]))
+    _add_classes(counts, codes, sums)
+    return sums
+
+
+@njit(cache=True)
+def _add_classes(counts, codes, sums):  # type: ignore[no-untyped-def]
+    for c in range(len(codes)):
+        for b in range(counts.shape[1]):
+            sums[codes[c], b] += counts[c, b]
 
 
 @njit(parallel=True, cache=True)
@@ -256,14 +277,16 @@ def _newton(
     return theta
 
 
-def fit_offsets(eta: Floats, total: Floats, positive: Floats, strength: float) -> Floats:
+def fit_offsets(
+    eta: Floats, total: NDArray[Any], positive: NDArray[Any], strength: float
+) -> Floats:
     """Shift of the log-odds of each class, shrunk to 0 as if by `strength` positives.
 
     Parameters
     ----------
     eta : float64 array of shape (n_bins,)
         Calibrated log-odds before the shift.
-    total, positive : float64 arrays of shape (n_classes, n_bins)
+    total, positive : arrays of shape (n_classes, n_bins)
         Pairs and positives.
     strength : float
         Precision of the normal prior around 0.
@@ -337,7 +360,9 @@ def log_loss_sum(eta: Floats, total: Floats, positive: Floats) -> float:
     return float(-(positive * log_expit(eta) + (total - positive) * log_expit(-eta)).sum())
 
 
-def shifted_log_loss(eta: Floats, offset: Floats, total: Floats, positive: Floats) -> float:
+def shifted_log_loss(
+    eta: Floats, offset: Floats, total: NDArray[Any], positive: NDArray[Any]
+) -> float:
     """Sum the log loss of pairs whose log-odds are eta (n_bins,) + offset (n_classes,)."""
     losses = np.zeros(len(offset))
     _shifted(eta, offset, total, positive, losses)

@@ -31,7 +31,7 @@ class LikelihoodEvidence:
     def __init__(self, target: Matrix, prior: Floats, spread: float = 1.0) -> None:
         nothing = sp.csr_array(target.shape, dtype=np.int8)
         counts = bin_pairs(target, nothing, np.zeros(target.shape[0], np.intp), 1)
-        self.odds, self.count = counts.centre[None, :], counts.total[0] / spread
+        self.odds, self.count = counts.centre[None, :], counts.total[0].astype(np.float64) / spread
         self.prior_odds = log_odds(prior)
         # Probabilities of exactly 0 are in no bin: negatives for sure.
         self.zeros = target.shape[0] / spread - self.count.sum(axis=1)

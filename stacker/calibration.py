@@ -16,6 +16,7 @@ from sklearn.utils.validation import _check_feature_names, check_is_fitted
 
 from stacker._calibration_maps import (
     BinCounts,
+    add_classes,
     apply_curves,
     bin_pairs,
     fit_curve,
@@ -293,12 +294,7 @@ def _all_folds(counts: BinCounts) -> BinCounts:
 
 def _of_groups(counts: BinCounts, codes: NDArray[np.int32]) -> BinCounts:
     """Add up the counts of each class group, (n_groups, n_bins)."""
-    n_groups = int(codes.max(initial=0)) + 1
-    masks = [codes == g if n_groups > 1 else slice(None) for g in range(n_groups)]
-    total, positive = (
-        np.stack([part[mask].sum(axis=0) for mask in masks])
-        for part in (counts.total, counts.positive)
-    )
+    total, positive = (add_classes(part, codes) for part in (counts.total, counts.positive))
     return counts._replace(total=total, positive=positive)
 
 
@@ -325,7 +321,7 @@ def _compare(
     return {
         "method": np.array([method for method, _ in tried]),
         "scope": np.array([scope for _, scope in tried]),
-        "log_loss": losses / max(counts.total.sum(), 1.0),
+        "log_loss": losses / max(counts.total.sum(dtype=np.float64), 1.0),
     }
 
 
@@ -353,18 +349,12 @@ def _fit_map(
 def _fit_parametric(
     method: str, scope: str, counts: BinCounts, codes: NDArray[np.int32], shrinkage: float
 ) -> dict[str, NDArray[Any]]:
-    pooled = fit_curve(method, counts.centre, counts.total.sum(axis=0), counts.positive.sum(axis=0))
+    merged = _of_groups(counts, codes)
+    pooled = fit_curve(method, counts.centre, merged.total.sum(axis=0), merged.positive.sum(axis=0))
     if scope == "group":
         curves = [
-            fit_curve(
-                method,
-                counts.centre,
-                counts.total[codes == g].sum(axis=0),
-                counts.positive[codes == g].sum(axis=0),
-                prior=pooled,
-                strength=shrinkage,
-            )
-            for g in range(codes.max(initial=0) + 1)
+            fit_curve(method, counts.centre, total, positive, prior=pooled, strength=shrinkage)
+            for total, positive in zip(merged.total, merged.positive, strict=True)
         ]
         return {"curve": np.array(curves)}
     if scope == "pooled":
@@ -382,7 +372,10 @@ def _fit_knots(
     knots = []
     for m in range(of_class.max(initial=0) + 1):
         mine = (of_class == m) | (first_is_pooled and m == 0)
-        knots.append(fit(counts.centre, counts.total[mine].sum(0), counts.positive[mine].sum(0)))
+        pair = (
+            part[mine].sum(axis=0, dtype=np.float64) for part in (counts.total, counts.positive)
+        )
+        knots.append(fit(counts.centre, *pair))
     sizes = [len(x) for x, _ in knots]
     return {
         "knot_odds": np.concatenate([x for x, _ in knots]),
