@@ -85,7 +85,7 @@ peers:  ## pairstack beside its peers, under an hour; OOF=file of out-of-fold pr
 	$(PEERS)/bin/python -m pip install --quiet --constraint constraints.txt --editable . \
 	  --requirement benchmarks/peers/requirements.txt
 	PYTHONPATH=benchmarks $(PEERS)/bin/python benchmarks/peers/run.py $(OOF)
-	$(BIN)/python benchmarks/assemble.py
+	$(PEERS)/bin/python benchmarks/assemble.py
 
 lowest:  ## core tests with the lowest versions that pyproject.toml allows
 	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest

@@ -46,6 +46,23 @@ class Part:
         """Mean logit of every class, float32 (n, classes)."""
         return self.columns.reshape(self.probs.shape).mean(axis=1)
 
+    def own(self, c: int) -> np.ndarray:
+        """Logit of every model's probability of one class, float32 (n, models)."""
+        return self.columns.reshape(self.probs.shape)[:, :, c]
+
+    @property
+    def shared(self) -> np.ndarray:
+        """Columns for models of all classes: `columns`, or their means where these are many."""
+        # Six times 488 columns for 4,000 images gave no peer more than their means, and cost more.
+        return self.columns if self.columns.shape[1] < 1000 else self.mean_columns
+
+    def bare(self) -> "Part":
+        """Only the models' probabilities: no embeddings, ImageNet logits or statistics."""
+        stack = Stack(
+            self.stack.probabilities, image_ids=self.stack.image_ids, classes=self.stack.classes
+        )
+        return Part(stack, self.labels, self.groups, self.fold)
+
     def frequent(self) -> "Part":
         """Only the classes with most positives."""
         return self.only(np.sort(np.argsort(-self.labels.sum(axis=0), kind="stable")[:TOP]))

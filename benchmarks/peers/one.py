@@ -1,16 +1,14 @@
 """One peer on one outer fold, on one thread of a process of its own; prints its costs as JSON.
 
-Every peer's threshold is the best one on a held-out fold of the training images, and the peer is
-then fitted again on all of them; both fits count as its time. Its probabilities also go through
-pairstack's decision rule, fitted on the same held-out fold, to tell models from decisions.
+A peer's threshold is the best one on a held-out fold of the training images, and the peer is then
+fitted again on all of them; both fits count as its time. A peer with out-of-fold probabilities of
+its own is fitted once. Its probabilities also go through pairstack's decision rule, fitted on what
+the threshold was, to tell models from decisions.
 """
 
 import argparse
-import inspect
-import io
 import json
 import resource
-import tokenize
 import warnings
 
 import numpy as np
@@ -29,18 +27,6 @@ def cpu_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
-def code_lines(method: Method) -> int:
-    """Lines of code that a user writes: no docstring, comment or empty line."""
-    skip = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
-    skip |= {tokenize.ENDMARKER}
-    source = io.StringIO(inspect.getsource(method)).readline
-    lines: set[int] = set()
-    for token in tokenize.generate_tokens(source):
-        if token.type not in skip:
-            lines.update(range(token.start[0], token.end[0] + 1))
-    return len(lines) - 1  # without the signature
-
-
 def best_threshold(proba: np.ndarray, labels: np.ndarray) -> float:
     """Find the threshold of the grid with the highest mean F2."""
     true = labels.sum(axis=1)
@@ -54,37 +40,46 @@ def best_threshold(proba: np.ndarray, labels: np.ndarray) -> float:
     return float(max(GRID, key=f2))
 
 
-def predict(method: Method, train: Part, new: Part) -> np.ndarray:
-    """Probabilities of the new images; 0 for classes without a positive, which peers refuse."""
+def predict(method: Method, train: Part, new: Part) -> list[np.ndarray]:
+    """Give what a method does, with 0 for classes without a positive, which peers refuse."""
     known = np.flatnonzero(train.labels.any(axis=0))
-    proba = np.zeros(new.labels.shape)
-    proba[:, known] = method(train.only(known), new.only(known))
-    return proba
+    given = method(train.only(known), new.only(known))
+    found = []
+    for values in given if isinstance(given, tuple) else (given,):
+        proba = np.zeros((len(values), new.labels.shape[1]))
+        proba[:, known] = np.clip(values, 0, 1)
+        found.append(proba)
+    return found
 
 
 def run_peer(method: Method, train: Part, new: Part, held: int) -> dict[str, np.ndarray]:
     """Probabilities and both kinds of label sets of the new images."""
-    inside = train.fold == held
-    proba = predict(method, train[~inside], train[inside])
-    threshold = best_threshold(proba, train.labels[inside])
-    rule = FBetaDecision(random_state=0)
-    rule.fit(np.clip(proba, 0, 1), train.labels[inside], train.groups[inside])
-    found = predict(method, train, new)
-    sets = (found >= threshold).astype(np.int8)
-    return {"proba": found, "sets": sets, "rule": rule.predict(np.clip(found, 0, 1))}
+    found, *out_of_fold = predict(method, train, new)
+    known, proba = train, out_of_fold[0] if out_of_fold else None
+    if proba is None:
+        inside = train.fold == held
+        known = train[inside]
+        proba = predict(method, train[~inside], known)[0]
+    rule = FBetaDecision(random_state=0).fit(proba, known.labels, known.groups)
+    sets = (found >= best_threshold(proba, known.labels)).astype(np.int8)
+    return {"proba": found, "sets": sets, "rule": rule.predict(found)}
 
 
 def pairstack(train: Part, new: Part) -> dict[str, np.ndarray]:
     model = PairStacker(n_jobs=1, random_state=0)
     model.fit(train.stack, train.labels, groups=train.groups)
-    sets = model.predict(new.stack)
-    return {"proba": model.predict_proba(new.stack), "sets": sets, "rule": sets}
+    proba, sets = model.predict_proba(new.stack), model.predict(new.stack)
+    return {"proba": proba, "sets": sets, "rule": sets}
+
+
+# pairstack as it is, and given no more than its peers are.
+OURS = {"pairstack": lambda part: part, "pairstack_bare": Part.bare}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", help="a file, 'embedded', or a number of synthetic images")
-    parser.add_argument("peer", choices=[*PEERS, "pairstack"])
+    parser.add_argument("peer", choices=[*PEERS, *OURS])
     parser.add_argument("--fold", type=int, default=0)
     parser.add_argument("--frequent", action="store_true")
     parser.add_argument("--out", required=True)
@@ -95,15 +90,15 @@ def main() -> None:
     inside = data.fold == options.fold
     train, new = data[~inside], data[inside]
     before, start = peak_rss(), cpu_seconds()
-    if options.peer == "pairstack":
-        found, lines = pairstack(train, new), 3
+    if options.peer in OURS:
+        given = OURS[options.peer]
+        found = pairstack(given(train), given(new))
     else:
-        method = PEERS[options.peer].method
         held = (options.fold + 1) % (int(data.fold.max()) + 1)
-        found, lines = run_peer(method, train, new, held), code_lines(method)
+        found = run_peer(PEERS[options.peer].method, train, new, held)
     seconds = cpu_seconds() - start
     np.savez(options.out, labels=new.labels, groups=new.groups, **found)
-    print(json.dumps({"seconds": seconds, "peak": peak_rss(), "data": before, "lines": lines}))
+    print(json.dumps({"seconds": seconds, "peak": peak_rss(), "data": before}))
 
 
 if __name__ == "__main__":

@@ -4,35 +4,65 @@
     PYTHONPATH=benchmarks .venv-peers/bin/python benchmarks/peers/run.py openclipart_oof.npz
 
 Every (peer, outer fold) is a process of its own and leaves a file in --work, so a run that was
-stopped goes on where it was. Scores are of the label sets: "one threshold" is the peer's own best
-threshold, "our rule" pairstack's decision on the peer's probabilities.
+stopped goes on where it was; remove the file to measure again.
 """
 
 import argparse
+import inspect
+import io
 import json
 import os
 import subprocess
 import sys
+import tokenize
+from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from data import TOP, read
 from measure import table, write_section
 from methods import PEERS
+from one import OURS, pairstack
 
-from stacker.evaluation import mean_average_precision, paired_bootstrap
-from stacker.fbeta import fbeta_per_image, fbeta_score
+from stacker.evaluation import bootstrap_fbeta, bootstrap_map, mean_average_precision
+from stacker.fbeta import fbeta_score
 
 HERE = Path(__file__).parent
 ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "NUMBA")}
-TITLE = {"pairstack": "**pairstack**", **{key: peer.name for key, peer in PEERS.items()}}
+TITLE = {"pairstack": "**pairstack**", "pairstack_bare": "pairstack, given probabilities only"}
+TITLE |= {key: peer.name for key, peer in PEERS.items()}
 
 
-def run_one(data: str, peer: str, fold: int, work: Path, top: bool) -> dict[str, Any] | None:
-    """Cost and predictions of a peer on an outer fold; None where it failed."""
+def code_lines(function: Callable[..., Any]) -> int:
+    """Lines of code in a function's body: no docstring, comment or empty line."""
+    skip = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
+    skip |= {tokenize.ENDMARKER}
+    source = io.StringIO(inspect.getsource(function)).readline
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(source):
+        if token.type not in skip:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    return len(lines) - 1  # without the signature
+
+
+def lines_of(name: str) -> int:
+    """Lines that a user of a peer writes, its helpers among them."""
+    if name in OURS:
+        return code_lines(pairstack) - 1  # without what gathers its two results
+    return code_lines(PEERS[name].method) + sum(map(code_lines, PEERS[name].helpers))
+
+
+def run_one(
+    data: str, peer: str, fold: int, work: Path, *, top: bool, kept: bool
+) -> dict[str, Any] | None:
+    """Cost and predictions of a peer on an outer fold; None where it failed or was not run."""
     name = f"{peer}-{Path(data).stem}-{'top' if top else 'all'}-{fold}"
     cost, found = work / f"{name}.json", work / f"{name}.npz"
     if not cost.exists():
+        if kept:
+            return None
         command = [sys.executable, str(HERE / "one.py"), data, peer, "--fold", str(fold)]
         command += ["--out", str(found), *(["--frequent"] if top else [])]
         done = subprocess.run(
@@ -47,72 +77,133 @@ def run_one(data: str, peer: str, fold: int, work: Path, top: bool) -> dict[str,
         return {**json.loads(cost.read_text()), **{k: arrays[k] for k in arrays.files}}
 
 
-def row(name: str, ours: list[dict[str, Any]], peer: list[dict[str, Any]]) -> list[str]:
-    """Scores of a peer over its folds, and how far pairstack is ahead on the same images."""
-    joined = {k: np.concatenate([f[k] for f in peer]) for k in ("labels", "sets", "rule", "proba")}
-    groups = np.concatenate([f["groups"] for f in peer])
-    own = np.concatenate([f["sets"] for f in ours[: len(peer)]])
-    labels, sets = joined["labels"], joined["sets"]
-    gain, low, high = paired_bootstrap(
-        fbeta_per_image(labels, own), fbeta_per_image(labels, sets), groups, random_state=0
-    )
-    ahead = "" if name == "pairstack" else f"{gain:+.4f} [{low:+.4f}, {high:+.4f}]"
+def joined(parts: list[dict[str, Any]], n_folds: int) -> dict[str, Any]:
+    """Arrays of the first outer folds, one after the other."""
+    keys = ("labels", "groups", "sets", "rule", "proba")
+    return {k: np.concatenate([part[k] for part in parts[:n_folds]]) for k in keys}
+
+
+def scores(name: str, parts: list[dict[str, Any]]) -> list[str]:
+    """Scores and costs of a peer over its folds."""
+    all_of = joined(parts, len(parts))
+    labels, sets = all_of["labels"], all_of["sets"]
     return [
         TITLE[name],
-        str(len(peer)),
+        str(len(parts)),
         f"{fbeta_score(labels, sets):.4f}",
-        ahead,
-        f"{fbeta_score(labels, joined['rule']):.4f}",
+        f"{fbeta_score(labels, all_of['rule']):.4f}",
         f"{fbeta_score(labels, sets, average='macro'):.4f}",
         f"{fbeta_score(labels, sets, average='micro'):.4f}",
-        f"{mean_average_precision(labels, joined['proba']):.4f}",
-        f"{np.mean([f['seconds'] for f in peer]):,.0f}",
-        f"{max(f['peak'] for f in peer):.1f}",
-        str(peer[0]["lines"]),
+        f"{mean_average_precision(labels, all_of['proba']):.4f}",
+        f"{np.mean([part['seconds'] for part in parts]):,.0f}",
+        f"{max(part['peak'] for part in parts):.1f}",
+        str(lines_of(name)),
     ]
 
 
-HEADER = ["", "folds", "F2 samples", "pairstack ahead by", "with our rule", "F2 macro", "F2 micro"]
-HEADER += ["mAP", "CPU s a fold", "peak GB", "lines"]
+def differences(name: str, ours: list[dict[str, Any]], parts: list[dict[str, Any]]) -> list[str]:
+    """How far pairstack is ahead of a peer on the same images, with 95% intervals."""
+    own, peer = joined(ours, len(parts)), joined(parts, len(parts))
+    labels, groups = own["labels"], own["groups"]
+    gains = [
+        bootstrap_fbeta(labels, own["sets"], peer["sets"], groups),
+        bootstrap_fbeta(labels, own["rule"], peer["rule"], groups),
+        bootstrap_fbeta(labels, own["sets"], peer["sets"], groups, average="macro"),
+        bootstrap_fbeta(labels, own["sets"], peer["sets"], groups, average="micro"),
+        bootstrap_map(labels, own["proba"], peer["proba"], groups),
+    ]
+    return [TITLE[name], *(f"{g:+.4f} [{low:+.4f}, {high:+.4f}]" for g, low, high in gains)]
 
 
-def compared(data: str, names: list[str], work: Path, folds: int, top: bool = False) -> str:
-    """One table: every peer on as many outer folds as it has room for."""
+# What an hour has room for with 1,103 classes.
+SHAPE = ("mean", "logistic_per_class", "lightgbm_per_class", "naive_pairs")
+METRICS = ["F2 samples", "with our rule", "F2 macro", "F2 micro", "mAP"]
+HEADER = ["", "folds", *METRICS, "CPU s a fold", "peak GB", "lines"]
+
+
+def compared(
+    data: str, wanted: dict[str, int], work: Path, *, kept: bool, top: bool = False
+) -> str | None:
+    """Two tables: scores and costs of every peer on so many outer folds, and the differences."""
     results: dict[str, list[dict[str, Any]]] = {}
-    for name in ["pairstack", *names]:
-        wanted = folds if name == "pairstack" else min(folds, PEERS[name].folds)
-        found = [run_one(data, name, fold, work, top) for fold in range(wanted)]
-        if found and all(part is not None for part in found):
-            results[name] = [part for part in found if part is not None]
-    rows = [row(name, results["pairstack"], parts) for name, parts in results.items()]
-    failed = [TITLE[name] for name in names if name not in results]
-    return table(HEADER, rows) + (f"\n\nFailed: {', '.join(failed)}." if failed else "")
+    for name, n_folds in wanted.items():
+        found = [run_one(data, name, f, work, top=top, kept=kept) for f in range(n_folds)]
+        if found[0] is not None:
+            # Those before the first that is not there: every peer is compared on the same folds.
+            results[name] = [part for part in takewhile(lambda one: one is not None, found) if part]
+    if "pairstack" not in results:
+        return None
+    n_folds = len(results["pairstack"])
+    results = {name: parts[:n_folds] for name, parts in results.items()}
+    ahead = [
+        differences(name, results["pairstack"], parts)
+        for name, parts in results.items()
+        if name != "pairstack"
+    ]
+    text = table(HEADER, [scores(name, parts) for name, parts in results.items()])
+    text += "\n\npairstack minus each, on the same images, with 95% intervals:\n\n"
+    text += table(["", *METRICS], ahead)
+    failed = [TITLE[name] for name in wanted if name not in results]
+    return text + (f"\n\nNot run, or failed: {'; '.join(failed)}." if failed else "")
+
+
+def decided(data: str, work: Path, *, kept: bool) -> str | None:
+    """Table of decision rules, kept in a file."""
+    file = work / f"decisions-{Path(data).stem}.md"
+    if not file.exists():
+        if kept:
+            return None
+        command = [sys.executable, str(HERE / "decisions.py"), data]
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | ONE_THREAD
+        )
+        file.write_text(done.stdout)
+    return file.read_text().strip()
+
+
+def sections(path: str, options: argparse.Namespace, picked: list[str]) -> dict[str, str | None]:
+    """Tables on the predictions of one file, by title."""
+    data = read(path)
+    n_images, n_classes = data.labels.shape
+    name = f"openclipart, {n_images:,} images, {n_classes} classes"
+    folds = {p: options.slow_folds if PEERS[p].slow else options.folds for p in picked}
+    everywhere = {p: n for p, n in folds.items() if not PEERS[p].top}
+    ours = {"pairstack": options.folds, "pairstack_bare": options.slow_folds}
+    work, kept = options.work, options.kept
+    return {
+        name: compared(path, ours | everywhere, work, kept=kept),
+        f"{name}: the {TOP} most frequent": compared(
+            path, dict.fromkeys((*OURS, *picked), 1), work, kept=kept, top=True
+        ),
+        f"{name}: decisions on the same probabilities": decided(path, work, kept=kept),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("path")
+    parser.add_argument("path", nargs="+", help="'embedded', or a file of predictions")
     parser.add_argument("--work", type=Path, default=Path(".peers"))
-    parser.add_argument("--folds", type=int, default=2, help="outer folds, at most")
-    parser.add_argument("--images", type=int, default=4_000, help="of the synthetic iMet shape")
+    parser.add_argument("--folds", type=int, default=2, help="outer folds")
+    parser.add_argument("--slow-folds", type=int, default=1, help="of slow peers")
+    parser.add_argument("--images", type=int, default=4_000, help="of iMet's shape; 0: leave out")
+    parser.add_argument("--kept", action="store_true", help="run nothing: only what is in --work")
     parser.add_argument("--peers", help="comma separated; default: all")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     picked = options.peers.split(",") if options.peers else list(PEERS)
-    everywhere = [name for name in picked if not PEERS[name].top]
-    shape = [name for name in ("mean", "multi_output", "naive_pairs") if name in picked]
-    parts = {
-        "openclipart OOF, 488 classes": compared(
-            options.path, everywhere, options.work, options.folds
-        ),
-        "The 20 most frequent classes": compared(options.path, picked, options.work, 1, top=True),
-        f"iMet's shape, {options.images:,} images, 1,103 classes, ten models (synthetic)": compared(
-            str(options.images), shape, options.work, 1
-        ),
-    }
+    parts: dict[str, str | None] = {}
+    for path in options.path:
+        parts |= sections(path, options, picked)
+    if options.images:
+        title = f"iMet's shape (synthetic), {options.images:,} images, 1,103 classes, ten models"
+        shape = ["pairstack", *(name for name in SHAPE if name in picked)]
+        parts[title] = compared(
+            str(options.images), dict.fromkeys(shape, 1), options.work, kept=options.kept
+        )
     text = (HERE / "about.md").read_text()
     for title, body in parts.items():
-        text += f"\n### {title}\n\n{body}\n"
+        if body is not None:
+            text += f"\n### {title}\n\n{body}\n"
     write_section("peers", text)
 
 
