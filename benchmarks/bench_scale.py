@@ -3,11 +3,13 @@
     python benchmarks/bench_scale.py wide [--images 300000] [--classes 32000] [--top 100]
     python benchmarks/bench_scale.py rows [--millions 3]
     python benchmarks/bench_scale.py weak [--images 20000]
+    python benchmarks/bench_scale.py predict
 
 wide  a top-k stack of three models: fit, predict and evaluate; nothing of images x classes.
 rows  pair rows of six models, made, featurised and fitted for 50 rounds range by range through
       XGBoost's external memory: neither the stack nor the rows are ever in memory.
 weak  as many images a worker on one Dask worker as on two: time of every stage, and the ratio.
+predict  200,000 rows through 100 rounds of trees, on one thread.
 
 Each run prints one line of JSON a stage with its seconds and the largest resident memory so far;
 `rows` tells on stderr how far it has come. Its temporary files, in TMPDIR, take 0.22 GB a million
@@ -33,6 +35,7 @@ from features import PairFeatures, Stack
 from features.numeric import sigmoid
 from features.parquet import label_at
 from stacker import PairStacker
+from stacker._booster_params import XGBOOST_DEFAULTS
 from stacker._spool import Spool
 from stacker.evaluation import evaluate_sets
 
@@ -235,6 +238,22 @@ def bench_rows(millions: float, n_jobs: int) -> None:
         shutil.rmtree(folder)
 
 
+def bench_predict() -> None:
+    """Send ready rows through a booster with the default parameters."""
+    rng = np.random.default_rng(0)
+    few = rng.standard_normal((60_000, 54), dtype=np.float32)
+    label = few[:, :8].sum(axis=1) + 2 * rng.standard_normal(len(few)) > 3
+    params = {**XGBOOST_DEFAULTS, "nthread": 1}
+    data = xgb.QuantileDMatrix(few, label, max_bin=params["max_bin"], nthread=1)
+    booster = xgb.train(params, data, num_boost_round=100)
+    booster.set_param({"nthread": 1})
+    many = rng.standard_normal((200_000, 54), dtype=np.float32)
+    booster.inplace_predict(many)  # the first call sets buffers up
+    stages = Stages(part="predict", rows=len(many), rounds=100)
+    booster.inplace_predict(many)
+    stages.done("predict")
+
+
 def bench_weak(n_images: int) -> None:
     """Give one worker so many images, two workers twice as many."""
     import distributed
@@ -299,7 +318,7 @@ def on_workers(client: Any, n_workers: int, n_images: int) -> list[dict[str, Any
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=("wide", "rows", "weak"))
+    parser.add_argument("part", choices=("wide", "rows", "weak", "predict"))
     parser.add_argument("--images", type=int)
     parser.add_argument("--classes", type=int, default=32_000)
     parser.add_argument("--top", type=int, default=100)
@@ -310,6 +329,8 @@ def main() -> None:
         bench_wide(options.images or 300_000, options.classes, options.top, options.jobs)
     elif options.part == "rows":
         bench_rows(options.millions, options.jobs)
+    elif options.part == "predict":
+        bench_predict()
     else:
         bench_weak(options.images or 20_000)
 

@@ -81,19 +81,18 @@ def gigabytes(run: Run) -> dict[str, float]:
         "worker that fits the blocks": stack * 1.5 + run.spaces * run.fit_images * 256 / 1e9,
         "state, on every worker": run.spaces * run.fit_images * 260 / 1e9,
         "rows, of a worker": rows * run.columns * 4 / run.workers / 1e9,
-        "bins, of a worker": rows / 3 * run.columns * 2 / run.workers / 1e9,
+        "bins, of a worker": rows / 3 * (run.columns * 2.3 + 41) / run.workers / 1e9,
         "client": stack + rows * 20 / 1e9 + run.fit_images * 8 * (run.top or run.classes) / 1e9,
     }
 
 
 MEASURED_COLUMNS = 54
 
-# rows, bins, rounds: `bench_scale.py rows --millions 3`, whose 50.6 s hold the first two; cells:
-# the 104 s, neighbours: the 30.5 s of `bench_features.py --parts wide` for 100,000 x 32,000 x 3.
-# Predicted: assumed to cost half of training; lost: assumed, until `bench_scale.py weak` says.
-COSTS = Costs(
-    row=12.0, neighbour=300.0, cell=11.0, binned=5.0, round_=0.22, predicted=11.0, lost=0.2
-)
+# rows, bins, rounds: `bench_scale.py rows --millions 30`, whose bins go through files; cells: the
+# 104 s, neighbours: the 30.5 s of `bench_features.py --parts wide` for 100,000 x 32,000 x 3.
+# Predicted: `bench_scale.py predict`. Lost: assumed for large shares; `bench_scale.py weak` found
+# 0.33 with 100,000 rows a worker.
+COSTS = Costs(row=6.6, neighbour=300.0, cell=11.0, binned=8.3, round_=0.2, predicted=3.0, lost=0.2)
 
 
 def main() -> None:
