@@ -1,13 +1,17 @@
-"""Fold models apart or their mean: what new images lose to the smoother average.
+"""Train level one anew inside each outer fold: is the gain real, are fold models better apart.
 
     python benchmarks/measure_fold_models.py openclipart_oof.npz [--folds 0,1]
 
-Level one is trained anew (logistic heads on the file's embeddings, see measure_curation.py): for
-each outer fold out-of-fold on the other four, and by each of the four fold models on the outer
-fold itself. The stack then reads the mean of the fold models, or each of them in turn.
+The out-of-fold predictions of a file come from models that saw the outer fold's labels when they
+predicted the other folds, so a nested score on such a file is nested from the stack upwards only.
+Here level one (logistic heads on the file's embeddings, see measure_curation.py) is trained for
+each outer fold: out-of-fold on the other four, and by each of the four fold models on the outer
+fold itself, whose labels nothing has seen. The stack then reads the mean of the fold models, or
+each of them in turn; the blends read the mean.
 """
 
 import argparse
+from collections.abc import Mapping
 
 import numpy as np
 from measure_curation import adam
@@ -15,7 +19,8 @@ from nested_openclipart import read
 
 from features import Stack
 from features.numeric import sigmoid
-from stacker import PairStacker
+from stacker import FBetaDecision, PairStacker
+from stacker.blend import BLENDS, cross_fit
 from stacker.evaluation import log_loss, paired_bootstrap
 from stacker.fbeta import fbeta_per_image
 from stacker.fold_models import predict_proba_by_fold
@@ -45,45 +50,63 @@ def level_one(
     return out, np.stack(new)
 
 
+def with_probs(stack: Stack, probs: Mapping[str, np.ndarray]) -> Stack:
+    """Give the same images and their context other predictions."""
+    return Stack(
+        dict(probs),
+        image_ids=stack.image_ids,
+        classes=stack.classes,
+        embeddings=stack.embeddings,
+        imagenet_logits=stack.imagenet_logits,
+        image_stats=stack.image_stats,
+    )
+
+
+def one_fold(data: tuple, outer: int, jobs: int | None) -> dict[str, np.ndarray]:
+    """F2 of every image of the outer fold: stack by the mean and by each model, and the blends."""
+    stack, labels, fold, groups = data
+    inside, outside = np.flatnonzero(fold != outer), np.flatnonzero(fold == outer)
+    Y = labels.toarray()
+    made = {name: level_one(e, Y, fold, outer) for name, e in stack.embeddings.items()}
+    known = with_probs(stack[inside], {name: oof[inside] for name, (oof, _) in made.items()})
+    mean = with_probs(stack[outside], {name: new.mean(axis=0) for name, (_, new) in made.items()})
+    apart = [
+        with_probs(stack[outside], {name: new[k] for name, (_, new) in made.items()})
+        for k in range(len(next(iter(made.values()))[1]))
+    ]
+    model = PairStacker(random_state=0, n_jobs=jobs)
+    model.fit(known, labels[inside], groups=groups[inside])
+    found = {
+        "stack, mean": (model.predict_proba(mean), model.decision_),
+        "stack, each": (predict_proba_by_fold(model, apart), model.decision_),
+    }
+    for name, blend in BLENDS.items():
+        oof = cross_fit(blend(), known, labels[inside], fold[inside])
+        rule = FBetaDecision(random_state=0).fit(oof, labels[inside], groups[inside])
+        found[name] = (blend().fit(known, labels[inside]).predict_proba(mean), rule)
+    scores = {}
+    for name, (proba, rule) in found.items():
+        scores[name] = fbeta_per_image(labels[outside], rule.predict(proba))
+        loss = log_loss(labels[outside], proba)
+        print(f"fold {outer} {name}: F2 {scores[name].mean():.4f} log loss {loss:.5f}", flush=True)
+    return scores
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("path")
     parser.add_argument("--folds", default="0,1")
     parser.add_argument("--jobs", type=int, default=None)
     options = parser.parse_args()
-    stack, labels, fold, groups = read(options.path)
-    Y = labels.toarray()
-    scores: dict[str, list[np.ndarray]] = {"mean": [], "each": []}
-    images = []
-    for outer in map(int, options.folds.split(",")):
-        made = {name: level_one(e, Y, fold, outer) for name, e in stack.embeddings.items()}
-        inside, outside = np.flatnonzero(fold != outer), np.flatnonzero(fold == outer)
-
-        def make(probs: dict[str, np.ndarray], rows: np.ndarray) -> Stack:
-            context = stack[rows]
-            return Stack(
-                probs,
-                image_ids=context.image_ids,
-                classes=context.classes,
-                embeddings=context.embeddings,
-                imagenet_logits=context.imagenet_logits,
-                image_stats=context.image_stats,
-            )
-
-        model = PairStacker(random_state=0, n_jobs=options.jobs)
-        known = make({name: oof[inside] for name, (oof, _) in made.items()}, inside)
-        model.fit(known, labels[inside], groups=groups[inside])
-        mean = make({name: new.mean(axis=0) for name, (_, new) in made.items()}, outside)
-        n_folds = len(next(iter(made.values()))[1])
-        apart = [make({n: new[k] for n, (_, new) in made.items()}, outside) for k in range(n_folds)]
-        found = {"mean": model.predict_proba(mean), "each": predict_proba_by_fold(model, apart)}
-        images.append(groups[outside])
-        for name, proba in found.items():
-            scores[name].append(fbeta_per_image(labels[outside], model.decision_.predict(proba)))
-            loss = log_loss(labels[outside], proba)
-            print(f"fold {outer} {name}: F2 {scores[name][-1].mean():.4f} log loss {loss:.5f}")
-    each, mean_scores = (np.concatenate(scores[name]) for name in ("each", "mean"))
-    print("each minus mean:", paired_bootstrap(each, mean_scores, np.concatenate(images)))
+    data = read(options.path)
+    outer = [int(k) for k in options.folds.split(",")]
+    parts = [one_fold(data, k, options.jobs) for k in outer]
+    groups = np.concatenate([data[3][data[2] == k] for k in outer])
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    best = max(BLENDS, key=lambda name: joined[name].mean())
+    for better, than in (("stack, each", "stack, mean"), ("stack, mean", best)):
+        gap = paired_bootstrap(joined[better], joined[than], groups)
+        print(f"{better} minus {than}: {gap[0]:+.4f} [{gap[1]:+.4f}, {gap[2]:+.4f}]")
 
 
 if __name__ == "__main__":

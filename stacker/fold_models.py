@@ -3,7 +3,7 @@
 A training row holds one fold model's prediction, a new image's row the mean of several: smoother
 than anything the boosters learned from. Where a store keeps each fold model's predictions of the
 new images, the stack can read them one fold model at a time, as it was trained, and average its
-own log-odds. What that is worth is measured in docs/stacking.md.
+own log-odds. What that is worth is measured in docs/fitting.md.
 """
 
 from typing import Any

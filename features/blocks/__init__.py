@@ -7,6 +7,7 @@ from features.blocks.cooccurrence import COOCCURRENCE
 from features.blocks.hierarchy import HIERARCHY
 from features.blocks.image_columns import IMAGE_STATS, IMAGENET, METADATA
 from features.blocks.image_context import IMAGE_CONTEXT
+from features.blocks.kernel_ridge import KERNEL_RIDGE
 from features.blocks.neighbours import NEIGHBOURS_BLOCK
 from features.blocks.probabilities import LOGITS, PROBABILITIES
 from features.blocks.ranks import RANKS
@@ -28,6 +29,7 @@ BLOCKS: dict[str, Block] = {
         CLASS_ID,
         COOCCURRENCE,
         NEIGHBOURS_BLOCK,
+        KERNEL_RIDGE,
         HIERARCHY,
         METADATA,
     )

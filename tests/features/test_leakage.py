@@ -9,7 +9,7 @@ from features.blocks import BLOCKS
 from features.schema import Stack
 
 FOLD = 2
-READS_LABELS = ("class_similarity", "class_prior", "cooccurrence", "neighbours")
+READS_LABELS = ("class_similarity", "class_prior", "cooccurrence", "neighbours", "kernel_ridge")
 
 
 def permuted(labels, own, rng):

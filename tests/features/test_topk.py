@@ -76,7 +76,7 @@ def test_each_block_says_the_same_of_a_sparse_and_a_dense_stack(tables, block):
     rows = [place[pair] for pair in zip(sparse.image, sparse.cls, strict=True)]
     expected, got = dense.of_block(block)[rows], sparse.of_block(block)
     assert np.isfinite(got).all()
-    if block in ("class_similarity", "neighbours"):
+    if block in ("class_similarity", "neighbours", "kernel_ridge"):
         # Rounding to int8 may turn a last bit into a step: compare as a whole.
         assert np.corrcoef(expected.ravel(), got.ravel())[0, 1] > 0.999
     else:
