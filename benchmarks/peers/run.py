@@ -131,7 +131,7 @@ def compared(
         if found[0] is not None:
             # Those before the first that is not there: every peer is compared on the same folds.
             results[name] = [part for part in takewhile(lambda one: one is not None, found) if part]
-    if "pairstack" not in results:
+    if "pairstack" not in results or (kept and len(results) < len(wanted) / 2):
         return None
     n_folds = len(results["pairstack"])
     results = {name: parts[:n_folds] for name, parts in results.items()}

@@ -11,7 +11,6 @@ from scipy.sparse import csr_array
 from features import FeatureStore, Stack
 from stacker import FBetaDecision, PairStacker, StackingMultilabelClassifier, write_submission
 from stacker._align import read_labels, read_stack
-from stacker._dask_predict import write_predictions
 from stacker._evaluate import labels_for
 from stacker._inputs import check_beta, check_pairs
 from stacker._level_one import read_probabilities
@@ -157,6 +156,9 @@ def test_a_store_of_other_classes_is_not_evaluated(store):
 
 def test_dask_takes_a_store_of_the_models_classes_in_order_alone(store, tmp_path):
     """Workers read rows by position: each class would get its neighbour's probabilities."""
+    pytest.importorskip("distributed")
+    from stacker._dask_predict import write_predictions
+
     model = SimpleNamespace(classes_=np.array(["b", "a"]))
     with pytest.raises(ValueError, match="on Dask the store must have the model's classes in the"):
         write_predictions(model, store, tmp_path / "out", "current")
