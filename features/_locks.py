@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import secrets
 import shutil
 import struct
@@ -42,6 +43,8 @@ UNKNOWN = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 ABANDONED_SECONDS = 86_400.0
 # A file system without locks is asked this often, then the name is used all the same.
 LEASE_TRIES = 3
+# A name that `leased_name` has given, and in it the one it was given for.
+TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{12}\.partial.*")
 # Byte 0 of the lock file stands for the store's structure; each array has 2**32 bytes of its own.
 ARRAY_BYTES = 1 << 32
 
@@ -235,6 +238,9 @@ def leased_name(final: Path) -> Iterator[Path]:
     ['a.csv']
     """
     final.parent.mkdir(parents=True, exist_ok=True)
+    # Inside another's temporary folder, too, what a kill leaves must be known by the final name.
+    within = TEMPORARY.fullmatch(final.name)
+    final = final.with_name(within[1]) if within else final
     clean_leftovers(final)
     lock, handle = _lease(final)
     # The suffix stays: some writers choose the format by it.

@@ -19,6 +19,7 @@ __all__ = [
     "file_intact",
     "file_sha256",
     "is_intact",
+    "read_document",
     "save_array",
     "seal",
     "seal_file",
@@ -54,6 +55,15 @@ def seal(document: Mapping[str, Any]) -> dict[str, Any]:
     (True, False, False)
     """
     return {**document, CHECKSUM: digest(document)}
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """Read a JSON object; an empty one, which no checksum fits, when the file holds none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def is_intact(document: Any) -> bool:

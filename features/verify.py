@@ -194,7 +194,7 @@ def _check_chunk(
     found.n_checked += 1
     file = None if _zarr.is_remote(store.path) else Path(store.path) / array.path / key
     if file is not None and not file.exists():
-        if _is_whole(array.path) and array.size:
+        if array.size and (_is_whole(array.path) or _is_lost(store, array.path, where)):
             found.problems.append(f"{array.path}/{key}: the chunk is missing")
         return
     try:
@@ -214,6 +214,20 @@ def _chunks(array: zarr.Array) -> Iterator[tuple[str, tuple[slice, ...]]]:
 def _is_whole(path: str) -> bool:
     """Whether an array is written at once, so that every chunk has a file."""
     return path.partition("/")[0] not in {"written", "topk", "fold_probabilities", *_by_rows()}
+
+
+def _is_lost(store: FeatureStore, path: str, where: tuple[slice, ...]) -> bool:
+    """Whether rows that are marked complete should stand in a chunk that has no file.
+
+    A chunk of nothing but fill values has none, which no complete row of statistics or of the
+    values of a top-k model is; where these have a value above 0, there is a class to it.
+    """
+    group, _, leaf = path.rpartition("/")
+    if path == "image_stats" or (group.startswith("topk/") and leaf == "value"):
+        return bool(np.any(store._root[f"written/{path}"][where[0]]))
+    if group.startswith("topk/") and leaf == "index":
+        return bool(np.any(np.asarray(store._root[f"{group}/value"][where]) > 0))
+    return False
 
 
 def _by_rows() -> tuple[str, ...]:

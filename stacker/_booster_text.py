@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["check_lightgbm", "check_xgboost"]
+__all__ = ["END", "check_lightgbm", "check_xgboost"]
 
 CATEGORICAL = 1  # bit of LightGBM's decision_type
 MOST_NESTED = 32

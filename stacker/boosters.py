@@ -22,7 +22,7 @@ from stacker._booster_params import (
     lightgbm_names,
     xgboost_names,
 )
-from stacker._booster_text import check_lightgbm, check_xgboost
+from stacker._booster_text import END, check_lightgbm, check_xgboost
 from stacker._spool import Spool
 from stacker.blend import weighted_log_loss
 
@@ -246,8 +246,13 @@ class LightGBMBooster:
         return np.asarray(self.booster_.feature_importance("gain"), dtype=np.float64)
 
     def to_text(self) -> str:
-        """Write the model in LightGBM's text format."""
-        return str(self.booster_.model_to_string(num_iteration=-1))
+        """Write head and trees in LightGBM's text format.
+
+        Without the parameters after them: the number of threads would make two files of one model,
+        and no prediction reads them.
+        """
+        text = str(self.booster_.model_to_string(num_iteration=-1))
+        return text[: text.index(END)] + END + "\n"
 
     def from_text(self, text: str) -> "LightGBMBooster":
         """Read the model from LightGBM's text format, which may come from a stranger."""

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cnn_extract._torchvision import import_torch
-from features._seal import BLANK, CHECKSUM, file_intact, is_intact, seal, seal_file
+from features._seal import (
+    BLANK,
+    CHECKSUM,
+    file_intact,
+    is_intact,
+    read_document,
+    seal,
+    seal_file,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +95,7 @@ def read_model(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] |
     note = folder / "model.json"
     if not note.is_file():
         return None
-    told = json.loads(note.read_text(encoding="utf-8"))
+    told = read_document(note)
     _refuse_damaged(note, intact=is_intact(told))
     _refuse_damaged(folder / MODEL, intact=file_intact(folder / MODEL))
     about = {key: value for key, value in told.items() if key != CHECKSUM}

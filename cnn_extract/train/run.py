@@ -21,7 +21,7 @@ from cnn_extract.train.toml import to_toml
 from cnn_extract.train.units import Trainer, list_units
 from cnn_extract.weights import Weights, find_weights
 from features._console import Reporter
-from features._seal import file_sha256, seal
+from features._seal import file_sha256, is_intact, read_document, seal
 
 __all__ = ["train"]
 
@@ -113,7 +113,12 @@ def _prepare_folder(
             f"{request.out} is there and was not made by cnn-extract train; choose another --out"
         )
     if note.is_file() and not request.force:
-        made = json.loads(note.read_text(encoding="utf-8"))
+        made = read_document(note)
+        if not is_intact(made):
+            raise ValueError(
+                f"{note} is damaged: it does not have its checksum. Copy the run again, choose "
+                "another --out, or --force to begin anew"
+            )
         differ = [k for k in settings if made["settings"].get(k) != settings[k]]
         if made["complete"]:
             other = f", with other settings ({', '.join(differ)})" if differ else ""

@@ -32,7 +32,7 @@ from cnn_extract.train.samples import Samples
 from cnn_extract.train.trunk import TrunkFeed, check_cut, cut_point, keep_activations
 from cnn_extract.weights import Weights
 from features._console import Reporter, clock
-from features._seal import file_sha256, save_array, seal
+from features._seal import file_sha256, read_document, save_array, seal
 
 __all__ = ["Trainer", "Unit", "list_units", "read_predictions", "unit_stages"]
 
@@ -430,7 +430,7 @@ def read_predictions(out: Path, unit: Unit) -> NDArray[np.float32] | None:
     if not path.is_file():
         return None
     note = path.with_suffix(".json")
-    told = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+    told = read_document(note) if note.is_file() else {}
     if told.get("sha256") != file_sha256(path):
         raise ValueError(
             f"{path} is damaged: it does not have its checksum. Remove it and run the same "

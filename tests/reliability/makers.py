@@ -121,8 +121,16 @@ def content(name: str, out: Path) -> object:
     if name == "cnn-extract train":
         networks = sorted(out.glob("fold*/*"))
         kept = {str(f.relative_to(out)): f.read_bytes() for f in networks if f.suffix != ".csv"}
-        return kept, arrays_of(out / "store")
+        notes = {name: kept.pop(name) for name in list(kept) if name.endswith("model.json")}
+        return kept, {k: untimed(json.loads(v)) for k, v in notes.items()}, arrays_of(out / "store")
     return {str(file.relative_to(out)): file.read_bytes() for file in sorted(out.rglob("*"))}
+
+
+def untimed(note: object) -> object:
+    """Leave out how long it took, and the checksum over that."""
+    if isinstance(note, dict):
+        return {k: untimed(v) for k, v in note.items() if k not in ("seconds", "checksum")}
+    return [untimed(v) for v in note] if isinstance(note, list) else note
 
 
 def arrays_of(path: Path) -> dict[str, object]:

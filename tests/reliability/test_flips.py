@@ -93,9 +93,7 @@ def flips(folder, n_flips, seed=0):
         yield files[number], int(rng.integers(sizes[number])), int(rng.integers(1, 256))
 
 
-@pytest.mark.parametrize(
-    "kind", ["store", pytest.param("pairs", marks=pytest.mark.slow), "model", "run"]
-)
+@pytest.mark.parametrize("kind", ["store", "pairs", "model", "run"])
 def test_a_flipped_byte_is_found_or_harmless(made, kind):
     """Bit rot turns probabilities, labels, weights or rows into others, and nobody notices."""
     assert all(part.problems == [] for part in verify(made / kind))
@@ -121,7 +119,6 @@ def same_json(file, before):
         return False
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["store", "pairs", "model", "run"])
 def test_a_lost_file_is_found(made, kind, tmp_path):
     """A chunk that is gone reads as values nobody wrote, a part as fewer rows."""
@@ -130,7 +127,7 @@ def test_a_lost_file_is_found(made, kind, tmp_path):
     for file in sorted(file for file in (made / kind).rglob("*") if file.is_file())[::step]:
         if file.name in (".lock", "last.safetensors") or file.parent.name == "fold0":
             continue
-        if "topk" in file.parts or "written" in file.parts:
+        if "written" in file.parts:
             continue  # Gone, they say that the rows are not complete.
         hidden = tmp_path / "hidden"
         shutil.move(file, hidden)
@@ -142,7 +139,6 @@ def test_a_lost_file_is_found(made, kind, tmp_path):
             shutil.move(hidden, file)
 
 
-@pytest.mark.slow
 def test_damage_is_found_by_reading_too(made, tmp_path):
     """Nobody runs `stacker verify` before each fit."""
     for kind in ("store", "pairs", "model"):
@@ -164,7 +160,6 @@ def test_damage_is_found_by_reading_too(made, tmp_path):
         read_folder(tmp_path / "model")
 
 
-@pytest.mark.slow
 def test_the_command_tells_intact_damaged_and_nothing_apart(made, tmp_path):
     """Scripts that check an archive go by the exit code."""
     from stacker.cli import app
@@ -185,7 +180,6 @@ def test_the_command_tells_intact_damaged_and_nothing_apart(made, tmp_path):
     assert run(tmp_path / "absent").exit_code == 2
 
 
-@pytest.mark.slow
 def test_an_unfinished_store_is_no_damaged_one(tmp_path):
     """A run that was killed is resumed, not thrown away."""
     store = FeatureStore.create(tmp_path / "s", image_ids=IDS, classes=CLASSES, chunk_images=8)

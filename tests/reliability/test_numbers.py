@@ -9,9 +9,6 @@ from features.schema import Stack
 from features.store import FeatureStore
 from stacker import FBetaDecision, PairStacker, expected_fbeta_sets, fbeta_score
 
-# In `make slow` until it has passed once on an idle machine.
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def noisy(rng):
@@ -39,14 +36,7 @@ EDGES = {
 }
 
 
-# All fit a model; these two have broken most.
-@pytest.mark.parametrize(
-    "edge",
-    [
-        e if e in ("constant columns", "one class") else pytest.param(e, marks=pytest.mark.slow)
-        for e in EDGES
-    ],
-)
+@pytest.mark.parametrize("edge", EDGES)
 def test_a_stack_of_numbers_at_the_edge_predicts_probabilities(edge, noisy):
     """A division or a logarithm of nothing spreads NaN over all predictions."""
     labels, probs = EDGES[edge](*noisy)
@@ -92,6 +82,7 @@ def test_half_precision_does_not_overflow_in_ratios_and_products():
         assert np.isfinite(batch.features).all()
 
 
+@pytest.mark.slow
 def test_a_million_labels_on_one_image_are_counted(tmp_path):
     """A label list as long as the vocabulary ends the run, or memory does."""
     n_classes = 1_000_000

@@ -48,7 +48,6 @@ def calls(tree):
 
 
 @pytest.mark.parametrize("package", ["cnn_extract", "features", "stacker"])
-@pytest.mark.slow
 def test_no_source_runs_what_a_file_says(package):
     """`eval`, pickles or a shell make a file into a program."""
     found = [
@@ -140,7 +139,6 @@ BOOSTERS = {
 }
 
 
-@pytest.mark.slow
 def test_crafted_boosters_end_without_running_anything():
     """A C++ parser reads past its buffer, or walks a tree in a circle for ever."""
     code = textwrap.dedent(
@@ -171,7 +169,6 @@ def test_crafted_boosters_end_without_running_anything():
     assert done.stdout.splitlines() == expected
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "data",
     [
@@ -196,7 +193,6 @@ def test_a_crafted_checkpoint_is_refused(tmp_path, data):
         load_progress(tmp_path)
 
 
-@pytest.mark.slow
 def test_a_model_with_missing_parts_says_so(tmp_path):
     """A crafted model.json ends in a KeyError from somewhere inside."""
     write_folder(tmp_path / "m", {"name": "x"}, {})
@@ -204,7 +200,6 @@ def test_a_model_with_missing_parts_says_so(tmp_path):
         PairStacker.load(tmp_path / "m")
 
 
-@pytest.mark.slow
 def test_the_report_escapes_what_users_wrote(tmp_path, slice_arrays):
     """A class called <script> runs in the browser of whoever opens the report."""
     from features.schema import Stack

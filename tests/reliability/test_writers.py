@@ -276,3 +276,33 @@ def test_left_over_files_of_nobody_are_removed_after_a_day(tmp_path):
     assert _locks.clean_leftovers(tmp_path / "a.csv") == [old]
     assert young.exists()
     assert other.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="fork and locks of a POSIX system")
+def test_a_kill_inside_of_two_temporary_names_leaves_nothing(tmp_path):
+    """A command writes a model into a folder of its own, killed as the model is written."""
+    process = os.fork()
+    if not process:
+        with (
+            _locks.leased_name(tmp_path / "model.x") as outer,
+            _locks.leased_name(outer) as inner,
+        ):
+            inner.mkdir()
+            assert outer.suffix == inner.suffix == ".x"
+            (tmp_path / "made").touch()
+            os._exit(0)
+    os.waitpid(process, 0)
+    assert len(list(tmp_path.iterdir())) == 4  # two locks, one folder, the mark
+    _locks.clean_leftovers(tmp_path / "model.x")
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_a_temporary_name_in_use_outlives_one_inside_of_it(tmp_path):
+    """The model is written, and takes the folder that it belongs to with it."""
+    with _locks.leased_name(tmp_path / "model") as outer:
+        outer.mkdir()
+        with _locks.leased_name(outer) as inner:
+            inner.mkdir()
+            inner.rename(outer / "inside")
+        assert (outer / "inside").is_dir()
+    assert list(tmp_path.iterdir()) == []

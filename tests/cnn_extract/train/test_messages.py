@@ -12,11 +12,12 @@ from cnn_extract.images import open_images
 from cnn_extract.run import Request
 from cnn_extract.tables import Labels
 from cnn_extract.train.augment import View, decode_views
-from cnn_extract.train.checkpoint import _flatten, save_model
+from cnn_extract.train.checkpoint import _flatten, read_model, save_model
 from cnn_extract.train.data import _open_store, _samples
 from cnn_extract.train.presets import preset_text
 from cnn_extract.train.recipe import InputRecipe
 from cnn_extract.train.request import parse_weights
+from cnn_extract.train.run import _prepare_folder
 from cnn_extract.train.toml import parse_recipe, read_recipe, with_settings
 from cnn_extract.train.trunk import run_trunk
 from cnn_extract.train.units import Trainer, Unit, unit_stages
@@ -178,3 +179,20 @@ def test_training_on_nothing_is_refused(store, tmp_path):
     )
     with pytest.raises(ValueError, match="no image is left to train on: all are dropped, or have"):
         _samples(request, recipe(STAGE), store, None, None)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b'{"complete": true, "checksum": "0"}'])
+def test_a_damaged_note_of_a_run_is_named(tmp_path, content, silent):
+    """A run is taken for complete, or ends in a codec's message without a file."""
+    (tmp_path / "run.json").write_bytes(content)
+    request = SimpleNamespace(out=tmp_path, force=False)
+    with pytest.raises(ValueError, match=r"run\.json is damaged: it does not have its checksum"):
+        _prepare_folder(request, None, {}, "store", silent)
+
+
+def test_a_damaged_note_of_a_network_is_named(tmp_path):
+    """The same of a network: its weights are read as another's."""
+    save_model(tmp_path, {"w": torch.ones(1)}, {"fold": 0})
+    (tmp_path / "model.json").write_bytes(b"{")
+    with pytest.raises(ValueError, match=r"model\.json is damaged: it does not have its checksum"):
+        read_model(tmp_path)
