@@ -3,23 +3,49 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from features._locks import leased_name
 
-__all__ = ["refuse_existing", "temporary_beside", "write_text"]
+__all__ = ["refuse_existing", "refuse_url", "temporary_beside", "write_text"]
+
+
+def refuse_url(path: str | os.PathLike[str]) -> None:
+    """Refuse a URL, which as a path would be a local folder named after its scheme.
+
+    Raises
+    ------
+    ValueError
+
+    Examples
+    --------
+    >>> refuse_url("s3://bucket/model")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    ValueError: the output 's3://bucket/model' is a URL; only stores and pair folders can be ...
+    """
+    # A Path has lost one of the two slashes; a single letter is a drive.
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", os.fspath(path)):
+        raise ValueError(
+            f"the output {os.fspath(path)!r} is a URL; only stores and pair folders can be at one. "
+            "Give a local path, and copy what is there."
+        )
 
 
 def refuse_existing(path: Path, *, force: bool) -> None:
-    """Refuse an output that is there already.
+    """Refuse an output that is there already, or that is no local path.
 
     Raises
     ------
     FileExistsError
         If `path` exists and `force` is False.
+    ValueError
+        If it is a URL.
     """
+    refuse_url(path)
     if path.exists() and not force:
         raise FileExistsError(
             f"the output {str(path)!r} exists already. Give another name, or --force to replace it."

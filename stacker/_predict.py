@@ -52,8 +52,7 @@ def predict(
     from stacker.submission import write_submission
 
     parts = dask is not None and out.suffix != ".csv"
-    if not parts:
-        refuse_existing(out, force=force)
+    refuse_existing(out, force=force or parts)  # parts that are there are not made again
     images = _choose_images(FeatureStore.open(store), like, everything=everything)
     fitted = PairStacker.load(model)
     fitted.dask = dask

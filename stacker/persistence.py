@@ -16,6 +16,7 @@ from scipy.sparse import csr_array, issparse
 
 from features._locks import leased_name
 from features._seal import save_array
+from stacker._output import refuse_url
 
 FORMAT = "pairstack-model"
 VERSION = 1
@@ -37,7 +38,10 @@ def write_folder(path: str | os.PathLike[str], tree: dict[str, Any], texts: dict
     ------
     FileExistsError
         When the path is taken.
+    ValueError
+        When it is a URL.
     """
+    refuse_url(path)
     target = Path(path)
     if target.exists():
         raise FileExistsError(f"{target} exists already; choose another path or remove it.")

@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from features import FeatureStore
 from features._build import Request, build
 from features.parquet import read_pairs
 from stacker import PairStacker
+from stacker.cli import app
+from stacker.persistence import write_folder
 
 ROOT = Path(__file__).parents[2]
 BUCKET = "pairstack"
@@ -116,6 +119,26 @@ def test_rows_written_to_a_url_resume(url, slice_stack):
     again = FeatureStore.open(f"{url}/store", "r+")
     assert again.written("embeddings/x").nonzero()[0].tolist() == list(range(64, 128))
     assert np.isnan(again.embeddings("x")[:64]).all()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["fit", "store", "--out", "s3://bucket/model"],
+        ["predict", "model", "store", "--out", "s3://bucket/p.csv", "--force"],
+        ["predict", "model", "store", "--out", "s3://bucket/parts", "--dask", "tcp://x:1"],
+    ],
+    ids=["model", "predictions", "parts"],
+)
+def test_what_cannot_be_at_a_url_is_refused(command, tmp_path, monkeypatch):
+    """A model or predictions land in a local folder named "s3:", after hours of work."""
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 2
+    assert "is a URL; only stores and pair folders" in " ".join(done.output.split())
+    with pytest.raises(ValueError, match="is a URL"):
+        write_folder("s3://bucket/model", {}, {})  # what PairStacker.save calls
+    assert not list(tmp_path.iterdir())
 
 
 def test_extraction_writes_to_s3(s3, tmp_path):
