@@ -14,7 +14,7 @@ from scipy.sparse import csr_array
 
 from features.numeric import logit
 from features.schema import Stack
-from stacker._logistic import STEPS
+from stacker._logistic import STEPS, solve_positive
 
 __all__ = ["HeldPairs", "fit_held", "held_pairs", "mark_labels"]
 
@@ -164,7 +164,9 @@ def _newton(  # type: ignore[no-untyped-def]
         x = np.ones(width)
         for _ in range(STEPS):
             gradient = precision * (coef[c] - prior)
-            hessian = precision * np.eye(width)
+            hessian = np.zeros((width, width))
+            for a in range(width):
+                hessian[a, a] = precision
             for i in range(len(own) + 2):
                 z, n, y = coef[c, n_models], 1.0, 0.0
                 for m in range(n_models):
@@ -179,10 +181,7 @@ def _newton(  # type: ignore[no-untyped-def]
                     gradient[a] += n * (p - y) * x[a]
                     for b in range(a + 1):
                         hessian[a, b] += n * p * (1.0 - p) * x[a] * x[b]
-            for a in range(width):
-                for b in range(a):
-                    hessian[b, a] = hessian[a, b]
-            step = np.linalg.solve(hessian, gradient)
+            step = solve_positive(hessian, gradient)
             # Halve until it helps: a full step can overshoot on nearly separable classes.
             scale = 1.0
             value = _objective(own, marks, counts, nothing, prior, precision, coef[c] - step)

@@ -51,9 +51,13 @@ def _summarise(blend, codes, table):  # type: ignore[no-untyped-def]
             own[2] += entropy
             own[3] += p > TENTH
             own[4] += p > HALF
-        table[image, :n_groups] = total
-        table[image, n_groups] = total.sum(axis=0)
-        table[image, n_groups, 1] = total[:, 1].max()
+        # Loops, not slices: those take seven seconds to compile.
+        for s in range(5):
+            whole = 0.0
+            for g in range(n_groups):
+                table[image, g, s] = total[g, s]
+                whole = max(whole, total[g, s]) if s == 1 else whole + total[g, s]
+            table[image, n_groups, s] = whole
 
 
 @njit(cache=True)
