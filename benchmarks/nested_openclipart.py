@@ -94,8 +94,13 @@ def repeated(data: Data, n_images: int, times: int, seed: int = 0, jitter: float
         return np.asarray(values[at], dtype=np.float32) + scale * noise
 
     probs = {m: sigmoid(shaken(logit(p), jitter)) for m, p in stack.probabilities.items()}
-    vectors = {n: shaken(v, 0.1 * float(np.std(v))) for n, v in stack.embeddings.items()}
-    logits = {n: shaken(v, 0.1 * float(np.std(v))) for n, v in stack.imagenet_logits.items()}
+    vectors = {
+        n: shaken(v, 0.1 * float(np.std(v, dtype=np.float64))) for n, v in stack.embeddings.items()
+    }
+    logits = {
+        n: shaken(v, 0.1 * float(np.std(v, dtype=np.float64)))
+        for n, v in stack.imagenet_logits.items()
+    }
     ids = [f"{i}-{j}" for i in stack.image_ids[picked] for j in range(times)]
     many = Stack(
         probs,
