@@ -93,7 +93,7 @@ def _newton(logits, labels, prior, precision, coef):  # type: ignore[no-untyped-
 def solve_positive(matrix, right):  # type: ignore[no-untyped-def]
     """Solve a small positive definite system by Cholesky, in place of its lower triangle.
 
-    LAPACK's solver gives the same and takes ten seconds to compile.
+    LAPACK's solver gives the same and takes long to compile.
     """
     n = len(right)
     x = right.copy()

@@ -51,7 +51,7 @@ def _summarise(blend, codes, table):  # type: ignore[no-untyped-def]
             own[2] += entropy
             own[3] += p > TENTH
             own[4] += p > HALF
-        # Loops, not slices: those take seven seconds to compile.
+        # Loops, not slices: those take long to compile.
         for s in range(5):
             whole = 0.0
             for g in range(n_groups):
