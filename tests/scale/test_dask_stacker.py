@@ -19,6 +19,9 @@ SETTINGS = {
     "random_state": 0,
     "n_jobs": 1,
 }
+# More bins than rows and no drawing of rows: what workers cannot do alike is left out, so that the
+# trees are those of one machine but for the order of sums.
+EXACT = SETTINGS | {"booster_params": {"learning_rate": 0.2, "subsample": 1.0, "max_bin": 4096}}
 
 
 @pytest.fixture(scope="module")
@@ -39,34 +42,20 @@ def few_rounds():
 @pytest.fixture(scope="module")
 def local(data):
     """The model of one machine."""
-    return PairStacker("xgboost", **SETTINGS).fit(data[0], data[1])
+    return PairStacker("xgboost", **EXACT).fit(data[0], data[1])
 
 
-def test_xgboost_on_workers_is_close_to_one_machine(cluster, data, local):
-    """Other rows, starts, weights or folds reach the boosters on Dask.
-
-    The trees differ: each worker draws its own rows for every tree and quantiles are merged.
-    """
+def test_xgboost_on_workers_is_that_of_one_machine(cluster, data, local):
+    """Other rows, starts, weights or folds reach the boosters on Dask."""
     stack, labels, new = data
-    model = PairStacker("xgboost", dask=cluster.address, **SETTINGS).fit(stack, labels)
+    model = PairStacker("xgboost", dask=cluster.address, **EXACT).fit(stack, labels)
     assert model.feature_names_ == local.feature_names_
     assert (model.folds_ == local.folds_).all()
     assert model.candidates_ == local.candidates_
     difference = np.abs(model.predict_proba(new) - local.predict_proba(new))
-    assert difference.mean() < 0.01
-    assert abs(model.oof_score_ - local.oof_score_) < 0.03
-
-
-@pytest.mark.slow
-def test_without_subsampling_the_model_is_the_same_but_for_bins(cluster, data):
-    """What is left of a difference is not the merging of quantiles."""
-    stack, labels, new = data
-    params = {"subsample": 1.0, "colsample_bytree": 1.0, "max_bin": 512}
-    settings = {**SETTINGS, "booster_params": {**SETTINGS["booster_params"], **params}}
-    here = PairStacker("xgboost", **settings).fit(stack, labels)
-    there = PairStacker("xgboost", dask=cluster.address, **settings).fit(stack, labels)
-    difference = np.abs(there.predict_proba(new) - here.predict_proba(new))
-    assert difference.mean() < 0.005
+    assert model.rounds_ == local.rounds_
+    assert difference.mean() < 1e-4
+    assert abs(model.oof_score_ - local.oof_score_) < 0.005
 
 
 @pytest.mark.slow
@@ -93,7 +82,7 @@ def test_boosting_goes_on_without_a_killed_worker(cluster, data, local, caplog):
     """One lost worker hangs or loses the run."""
     stack, labels, new = data
     (third,) = cluster.start(1)
-    model = PairStacker("xgboost", dask=cluster.address, verbose=1, **SETTINGS)
+    model = PairStacker("xgboost", dask=cluster.address, verbose=1, **EXACT)
     run = threading.Thread(target=model.fit, args=(stack, labels))
     with caplog.at_level(logging.INFO, logger="stacker.estimator"):
         run.start()
@@ -101,7 +90,7 @@ def test_boosting_goes_on_without_a_killed_worker(cluster, data, local, caplog):
         cluster.kill(third)
         run.join(timeout=240)
     assert not run.is_alive()
-    assert np.abs(model.predict_proba(new) - local.predict_proba(new)).mean() < 0.01
+    assert np.abs(model.predict_proba(new) - local.predict_proba(new)).mean() < 1e-4
 
 
 def test_dask_is_an_address():
