@@ -293,13 +293,14 @@ def _worse(study: optuna.Study, trial: optuna.Trial, at: int, value: float) -> b
 def _open_database(url: str) -> Any:
     """Open a database; of workers that make its tables at the same moment, one finds them made."""
     from optuna.storages import RDBStorage
-    from sqlalchemy.exc import OperationalError
+    from sqlalchemy.exc import IntegrityError, OperationalError
 
     for _ in range(OPENING_TRIES):
         try:
             return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
-        except OperationalError as error:
-            if "already exists" not in str(error):
+        except (IntegrityError, OperationalError) as error:
+            # Another worker made a table, or wrote the version of the tables, a moment before.
+            if not any(sign in str(error) for sign in ("already exists", "version")):
                 raise
             time.sleep(0.2)
     return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})

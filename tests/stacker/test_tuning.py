@@ -10,7 +10,7 @@ import numpy as np
 import optuna
 import pandas as pd
 import pytest
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from features import Stack
 from stacker import PairStacker
@@ -171,14 +171,21 @@ def test_a_killed_run_resumes_with_its_finished_trials(saved_part, tmp_path, nam
     assert after[: len(before)] == before
 
 
-def test_tables_that_another_worker_makes_meanwhile_are_taken(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        OperationalError("CREATE TABLE", {}, Exception("table studies already exists")),
+        IntegrityError("INSERT", {}, Exception("UNIQUE failed: alembic_version.version_num")),
+    ],
+)
+def test_tables_that_another_worker_makes_meanwhile_are_taken(tmp_path, monkeypatch, error):
     """Two workers that start together on a new database must not stop one of them."""
     made, beats = optuna.storages.RDBStorage, [True]
 
     def beaten(url, **options):
         if beats.pop():
             beats.append(False)
-            raise OperationalError("CREATE TABLE", {}, Exception("table studies already exists"))
+            raise error
         return made(url, **options)
 
     monkeypatch.setattr(optuna.storages, "RDBStorage", beaten)
