@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test browser-test lint types docs notebooks bench slow peers lowest dist clean help coverage soak fuzz audit mutate errors
+.PHONY: demo test browser-test lint types docs screenshots notebooks bench slow peers lowest dist clean help coverage soak fuzz audit mutate errors
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -69,6 +69,9 @@ docs: $(STAMP)  ## the docs site in site/: warnings are errors, links are checke
 	$(BIN)/python -m sphinx -q -W --keep-going -c docs/_site build/docs site
 	$(BIN)/python docs/_site/check.py site
 	@echo "docs: site/index.html"
+
+screenshots: demo docs  ## pictures of the report and the site in docs/img; needs chromium
+	$(BIN)/python docs/_site/shots.py report.html site docs/img
 
 notebooks: $(STAMP)  ## run every notebook top to bottom
 	@for notebook in notebooks/*.ipynb; do \
