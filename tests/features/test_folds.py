@@ -97,7 +97,7 @@ def test_images_without_labels_fill_the_folds_evenly():
 def test_twenty_thousand_images_take_seconds():
     """The usual package takes two minutes here, and knows no groups."""
     rng = np.random.default_rng(0)
-    labels = sparse.random_array((20_000, 3_500), density=0.002, rng=rng, format="csr")
+    labels = sparse.random_array((20_000, 3_500), density=0.002, random_state=rng, format="csr")
     labels.data[:] = 1
     make_folds(labels[:50], 2)  # compiles
     start = time.perf_counter()
