@@ -1,7 +1,7 @@
 """SIGKILL and Ctrl-C at random moments of every command, then the same command again.
 
 The result must be that of a run that nobody disturbed, bit for bit, and no temporary file stays.
-The short form kills two commands twice each; ``make soak`` all of them, 25 times.
+The short form kills each command twice; ``make soak`` 25 times.
 """
 
 import json
@@ -19,14 +19,8 @@ from tests.reliability.makers import MODULES, commands, content, leftovers, make
 DRIVER = Path(__file__).with_name("driver.py")
 ROOT = Path(__file__).parents[2]
 CNN = ("cnn-extract run", "cnn-extract train")
-# The others fit a model, several times over: a minute each.
-QUICK = ("cnn-extract run", "build-features")
 
-# In `make slow` until it has passed once on an idle machine.
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(sys.platform == "win32", reason="fork and SIGKILL"),
-]
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="fork and SIGKILL")
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +78,7 @@ def disturb(name, inputs, folder, *, kills, seed, number=signal.SIGKILL):
     return told
 
 
-@pytest.mark.parametrize(
-    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in MODULES]
-)
+@pytest.mark.parametrize("name", MODULES)
 def test_a_killed_command_ends_like_one_that_was_left_alone(name, request, tmp_path):
     """A night's work is lost, or worse: half of it is taken for all of it."""
     if name in CNN:
