@@ -7,6 +7,7 @@ half by a weight that makes a random half of the classes rarer and the others mo
 """
 
 import argparse
+import itertools
 
 import numpy as np
 from nested_openclipart import read
@@ -48,13 +49,13 @@ def main() -> None:
             rule = FBetaDecision(strategy="expected", random_state=0)
             rule.fit(proba[source], csr_array(Y[source]))
             moved = {"as is": (proba[new], rule)}
-            for method in ("em", "moments"):
-                shift = PriorShift(method).fit(
+            for method, trust in itertools.product(("em", "moments"), ("auto", 1)):
+                shift = PriorShift(method, trust=trust).fit(
                     proba[source], Y[source], proba[target], groups[source]
                 )
                 own = FBetaDecision(strategy="expected", random_state=0)
                 own.fit(shift.calibrator_.transform(proba[source]), csr_array(Y[source]))
-                moved[method] = (shift.transform(proba[new]), own)
+                moved[f"{method}, trust {trust}"] = (shift.transform(proba[new]), own)
             adapter = TargetAdapter(strategy="expected", random_state=0)
             adapter.fit(proba[source], Y[source], proba[known], Y[known])
             moved["adapter"] = (adapter.predict_proba(proba[new]), adapter.decision_)
@@ -63,7 +64,7 @@ def main() -> None:
                 found.setdefault(name, []).append((f2, log_loss(Y[new], p)))
         for name, values in found.items():
             f2, loss = np.mean(values, axis=0)
-            print(f"strength {strength}: {name:8s} F2 {f2:.4f}  log loss {loss:.5f}", flush=True)
+            print(f"strength {strength}: {name:20s} F2 {f2:.4f}  log loss {loss:.5f}", flush=True)
 
 
 if __name__ == "__main__":

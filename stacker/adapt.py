@@ -19,6 +19,7 @@ from sklearn.utils.validation import check_is_fitted
 from stacker._calibration_maps import log_odds
 from stacker._inputs import Matrix, as_rows, check_pairs, check_probs, entry_columns
 from stacker._prior_evidence import LikelihoodEvidence, MomentEvidence
+from stacker._proba_scores import log_loss
 from stacker._splits import group_codes, make_splits
 from stacker.calibration import ProbabilityCalibrator
 from stacker.decision import FBetaDecision
@@ -28,6 +29,8 @@ __all__ = ["PriorShift", "TargetAdapter"]
 Floats = NDArray[np.float64]
 METHODS = ("em", "moments")
 FOLDS = 4  # parts of the source that the estimates are tried on
+SHARES = np.linspace(0, 1, 11)  # of the estimated shift: 0 leaves the probabilities alone
+MOST_WEIGHT = 4.0  # an image is drawn e^4 times as often as another, at most
 WEAK = 0.5  # precision that keeps a single class's estimate finite
 
 
@@ -35,7 +38,8 @@ class PriorShift(TransformerMixin, BaseEstimator):
     """Move probabilities to the class frequencies of new images, estimated without labels.
 
     Assumes that images *of a class* look alike in both places and only the frequencies differ
-    (label shift).
+    (label shift). Given source labels it tries that first: source images are drawn so that their
+    classes shift as estimated, and no more of the estimate is applied than helps there.
 
     Parameters
     ----------
@@ -52,6 +56,9 @@ class PriorShift(TransformerMixin, BaseEstimator):
     calibrate : bool
         Calibrate per class on the source first, where `fit` gets its labels: both methods
         believe the probabilities.
+    trust : "auto" or float in [0, 1]
+        Share of the estimated shift that is applied. "auto": the one with the lowest log loss on
+        source images that are drawn to shift likewise; 1 without source labels.
 
     Attributes
     ----------
@@ -62,6 +69,7 @@ class PriorShift(TransformerMixin, BaseEstimator):
     shrinkage_ : float
     spread_ : float
         Variance of the estimates over what they claim, measured on parts of the source.
+    trust_ : float
     source_prior_, target_prior_ : float64 arrays of shape (n_classes,)
         Frequency of each class among source and new images, as the probabilities see it.
     n_features_in_ : int
@@ -85,11 +93,16 @@ class PriorShift(TransformerMixin, BaseEstimator):
     """
 
     def __init__(
-        self, method: str = "em", shrinkage: str | float = "auto", calibrate: bool = True
+        self,
+        method: str = "em",
+        shrinkage: str | float = "auto",
+        calibrate: bool = True,
+        trust: str | float = "auto",
     ) -> None:
         self.method = method
         self.shrinkage = shrinkage
         self.calibrate = calibrate
+        self.trust = trust
 
     def fit(
         self,
@@ -145,6 +158,10 @@ class PriorShift(TransformerMixin, BaseEstimator):
             self.spread_ = self._spread(source, labels, group_codes(groups, source.shape[0]))
         known = self._evidence(source, target, self.source_prior_, self.spread_)
         self._solve(known)
+        self.trust_ = 1.0 if self.trust == "auto" else float(self.trust)
+        if labels is not None and self.trust == "auto":
+            self.trust_ = self._trust(source, labels, group_codes(groups, source.shape[0]))
+        self.shift_ *= self.trust_
         self.target_prior_ = expit(logit(self.source_prior_) + self.shift_)
         return self
 
@@ -180,6 +197,21 @@ class PriorShift(TransformerMixin, BaseEstimator):
             claims += int(sure.sum())
         return max(1.0, squares / claims) if claims else 1.0
 
+    def _trust(self, source: Matrix, labels: sp.csr_array, codes: NDArray[np.intp]) -> float:
+        """Share of a shift like the estimated one that is worth applying.
+
+        Each fold of split groups is drawn from, with the estimated shift as the drawing's own, and
+        stands for the new images.
+        """
+        losses = np.zeros(len(SHARES))
+        for k, (train, test) in enumerate(make_splits(FOLDS, source, labels, codes, 0)):
+            drawn = test[_draw(labels[test], self.shift_, np.random.default_rng(k))]
+            new, truth = source[drawn], labels[drawn]
+            known = self._evidence(source[train], new, _prior(source[train]), self.spread_)
+            shift = known.shifts(known.common(), self.shrinkage_)
+            losses += [log_loss(truth, _shifted(new, share * shift)) for share in SHARES]
+        return float(SHARES[int(np.argmin(losses))])
+
     def _solve(self, known: LikelihoodEvidence) -> None:
         self.common_shift_ = known.common()
         self.shrinkage_ = float(
@@ -213,6 +245,12 @@ class PriorShift(TransformerMixin, BaseEstimator):
             raise ValueError(
                 f"The 'shrinkage' parameter must be 'auto' or a number of at least 0. "
                 f"Got {self.shrinkage!r} instead."
+            )
+        number = isinstance(self.trust, int | float) and 0 <= self.trust <= 1
+        if self.trust != "auto" and not number:
+            raise ValueError(
+                f"The 'trust' parameter must be 'auto' or a number in [0, 1]. "
+                f"Got {self.trust!r} instead."
             )
 
     def __sklearn_tags__(self) -> Any:
@@ -356,6 +394,12 @@ def _shifted(probs: Matrix, shift: Floats) -> Any:
     if sp.issparse(probs):
         return sp.csr_array((moved, probs.indices, probs.indptr), shape=probs.shape, copy=True)
     return moved.reshape(probs.shape)
+
+
+def _draw(labels: sp.csr_array, shift: Floats, rng: np.random.Generator) -> NDArray[np.intp]:
+    """Positions of as many images, drawn so that each class's odds shift by about so much."""
+    weight = np.exp(np.clip(labels @ shift, -MOST_WEIGHT, MOST_WEIGHT))
+    return rng.choice(len(weight), len(weight), p=weight / weight.sum())
 
 
 def _prior(probs: Matrix) -> Floats:

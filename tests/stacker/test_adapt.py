@@ -43,7 +43,7 @@ def plain_em(proba, prior, steps=2000):
 def test_without_shrinkage_it_is_the_published_em(shifted):
     """The solver and the plain iteration reach the same frequencies, up to binning."""
     Y, source, _, target, _, _ = shifted
-    fitted = PriorShift(shrinkage=0, calibrate=False).fit(source, Y, target)
+    fitted = PriorShift(shrinkage=0, calibrate=False, trust=1).fit(source, Y, target)
     np.testing.assert_allclose(
         fitted.target_prior_, plain_em(target, fitted.source_prior_), rtol=0.02
     )
@@ -72,6 +72,28 @@ def test_no_shift_moves_nothing(method):
     raw = PriorShift(method, shrinkage=0).fit(source, Y, target)
     assert np.abs(fitted.shift_).mean() < 0.15
     assert np.abs(fitted.shift_).mean() < 0.5 * np.abs(raw.shift_).mean()
+
+
+@pytest.mark.parametrize("method", ["em", "moments"])
+def test_other_images_are_not_taken_for_other_frequencies(method):
+    """One theme grows, and with it twelve labels; the probabilities are right as they are.
+
+    Each class's frequency did change, so estimates class by class are believed, and do harm.
+    """
+    rng = np.random.default_rng(0)
+    level = np.where(np.arange(12) % 2 == np.array([[0], [1]]), -0.5, -3.5)
+
+    def images(n, share):
+        theme = (rng.random(n) < share).astype(int)
+        p = expit(level[theme] + rng.normal(0, 0.5, (n, 12)))
+        return p, (rng.random(p.shape) < p).astype(np.int8)
+
+    (source, Y), (target, Y_target) = images(3000, 0.5), images(3000, 0.85)
+    as_is = log_loss(Y_target, target)
+    fitted = PriorShift(method).fit(source, Y, target)
+    believed = PriorShift(method, trust=1).fit(source, Y, target)
+    assert log_loss(Y_target, fitted.transform(target)) < 1.05 * as_is
+    assert log_loss(Y_target, believed.transform(target)) > 1.5 * as_is
 
 
 def test_rare_classes_take_the_common_shift():
@@ -153,6 +175,7 @@ def test_estimators_clone_and_repeat(shifted):
     [
         (lambda p: PriorShift("mean").fit(p, None, p), "'method' parameter must be one of"),
         (lambda p: PriorShift(shrinkage=-1).fit(p, None, p), "'shrinkage' parameter"),
+        (lambda p: PriorShift(trust=2).fit(p, None, p), "'trust' parameter must be 'auto' or a"),
         (lambda p: PriorShift().fit(p), "proba_target is missing"),
         (lambda p: PriorShift().fit(p, None, p[:, :1]), "both must have the same"),
         (lambda p: PriorShift().fit(p, None, p).transform(p[:, :1]), "is expecting 2 features"),

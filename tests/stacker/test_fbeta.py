@@ -84,7 +84,8 @@ def test_large_sparse_sets_score_as_counted(average, shape, rng):
     """Batches, threads and reused marks count what plain matrix products count."""
     density = 60 / shape[1] if shape[1] > 60 else 0.5
     Y, pred = (
-        sp.random_array(shape, density=min(density, 0.5), random_state=rng, format="csr") for _ in range(2)
+        sp.random_array(shape, density=min(density, 0.5), random_state=rng, format="csr")
+        for _ in range(2)
     )
     Y.data[:], pred.data[:] = 1, 1
     axis = {"samples": 1, "macro": 0, "micro": None}[average]
