@@ -135,6 +135,13 @@ class Stack:
         taken.metadata = None if self.metadata is None else self.metadata.iloc[rows]
         return taken
 
+    def only_probabilities(self) -> Stack:
+        """Give the same images without vectors, statistics and metadata; nothing is copied."""
+        bare = self[:]
+        bare.embeddings, bare.imagenet_logits = {}, {}
+        bare.image_stats = bare.metadata = None
+        return bare
+
     def _read_model(self, model: str, values: Any) -> NDArray[np.floating] | sparse.csr_array:
         where = f"probabilities of model {model!r}"
         if isinstance(values, pd.DataFrame):

@@ -23,12 +23,14 @@ def fit_pooled(logits: NDArray[np.float32], labels: NDArray[np.float32]) -> NDAr
     """
     flat = logits.reshape(1, logits.shape[0], -1).transpose(1, 0, 2)
     start = np.append(np.full(len(logits), 1 / len(logits)), 0.0)
-    return fit_per_class(flat, labels.reshape(1, -1), start, RIDGE)[0]
+    own = labels.reshape(1, -1)
+    return fit_per_class(flat, own, np.ones_like(own), start, RIDGE)[0]
 
 
 def fit_per_class(
     logits: NDArray[np.float32],
     labels: NDArray[np.float32],
+    weight: NDArray[np.float32],
     prior: NDArray[np.float64],
     precision: float,
 ) -> NDArray[np.float64]:
@@ -38,6 +40,8 @@ def fit_per_class(
     ----------
     logits : float32 array of shape (n_models, n_classes, n_images)
     labels : float32 array of shape (n_classes, n_images), 0/1
+    weight : float32 array of shape (n_classes, n_images)
+        How many images a pair speaks for.
     prior : float64 array of shape (n_models + 1,)
     precision : float
         Of the prior, the same for every weight.
@@ -47,31 +51,35 @@ def fit_per_class(
     float64 array of shape (n_classes, n_models + 1)
     """
     coef = np.tile(prior, (labels.shape[0], 1))
-    _newton(np.ascontiguousarray(logits), np.ascontiguousarray(labels), prior, precision, coef)
+    given = (np.ascontiguousarray(values) for values in (logits, labels, weight))
+    _newton(*given, prior, precision, coef)
     return coef
 
 
 @njit(parallel=True, cache=True)
-def _newton(logits, labels, prior, precision, coef):  # type: ignore[no-untyped-def]
+def _newton(logits, labels, weight, prior, precision, coef):  # type: ignore[no-untyped-def]
     """Run damped Newton steps for every class, in place."""
     n_models = logits.shape[0]
     width = n_models + 1
     for c in prange(len(labels)):
         x = np.ones(width)
-        previous = _objective(logits, labels, prior, precision, c, coef[c])
+        previous = _objective(logits, labels, weight, prior, precision, c, coef[c])
         for _ in range(STEPS):
             gradient = precision * (coef[c] - prior)
             hessian = np.zeros((width, width))
             for a in range(width):
                 hessian[a, a] = precision
             for i in range(labels.shape[1]):
+                n = weight[c, i]
+                if n == 0.0:
+                    continue
                 z = coef[c, n_models]
                 for m in range(n_models):
                     x[m] = logits[m, c, i]
                     z += coef[c, m] * x[m]
                 p = 1.0 / (1.0 + np.exp(-z))
-                residual = p - labels[c, i]
-                curvature = p * (1.0 - p)
+                residual = n * (p - labels[c, i])
+                curvature = n * p * (1.0 - p)
                 for a in range(width):
                     gradient[a] += residual * x[a]
                     for b in range(a + 1):
@@ -79,10 +87,11 @@ def _newton(logits, labels, prior, precision, coef):  # type: ignore[no-untyped-
             step = solve_positive(hessian, gradient)
             # Halve until it helps: a full step can overshoot on nearly separable classes.
             scale = 1.0
-            value = _objective(logits, labels, prior, precision, c, coef[c] - step)
+            value = _objective(logits, labels, weight, prior, precision, c, coef[c] - step)
             while value > previous and scale > 1e-3:
                 scale *= 0.5
-                value = _objective(logits, labels, prior, precision, c, coef[c] - scale * step)
+                there = coef[c] - scale * step
+                value = _objective(logits, labels, weight, prior, precision, c, there)
             if value >= previous - 1e-9 * abs(previous):
                 break
             coef[c] -= scale * step
@@ -115,15 +124,17 @@ def solve_positive(matrix, right):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _objective(logits, labels, prior, precision, c, weights):  # type: ignore[no-untyped-def]
+def _objective(logits, labels, weight, prior, precision, c, weights):  # type: ignore[no-untyped-def]
     """Penalised log loss (sum, nats) of one class."""
     n_models = logits.shape[0]
     total = 0.0
     for a in range(n_models + 1):
         total += 0.5 * precision * (weights[a] - prior[a]) ** 2
     for i in range(labels.shape[1]):
+        if weight[c, i] == 0.0:
+            continue
         z = weights[n_models]
         for m in range(n_models):
             z += weights[m] * logits[m, c, i]
-        total += max(z, 0.0) - labels[c, i] * z + np.log1p(np.exp(-abs(z)))
+        total += weight[c, i] * (max(z, 0.0) - labels[c, i] * z + np.log1p(np.exp(-abs(z))))
     return total

@@ -77,7 +77,7 @@ def read_training_set(
     picked = np.flatnonzero(known)
     own = _take(groups, picked)
     train = TrainingSet(
-        stack=stack[picked],
+        stack=stack if known.all() else stack[picked],
         labels=labels[picked],
         fold=boosting_folds(cv, labels[picked], own, _take(stored, picked), random_state),
         groups=own,

@@ -32,6 +32,8 @@ __all__ = [
 
 IMAGES_AT_ONCE = 2048
 CLASSES_AT_ONCE = 64
+# Beyond so many images a class's negatives are drawn; its positives all count.
+MOST_IMAGES = 20_000
 # Selection compares log losses that differ in the third digit: this many pairs resolve them.
 MOST_PAIRS = 500_000
 
@@ -214,7 +216,9 @@ class LogisticBlend(BaseEstimator):
     Notes
     -----
     Newton's method, O(n_images * n_classes * n_models**2) a step; memory is bounded by a block
-    of classes.
+    of classes. Beyond 20,000 images every class takes all of its positives and the negatives
+    among 20,000 evenly spaced images, weighted for those left out: a class with few positives
+    learns little from more negatives.
 
     Examples
     --------
@@ -256,10 +260,12 @@ class LogisticBlend(BaseEstimator):
 
     def _fit_block(self, stack: Stack, labels: Any, start: int) -> NDArray[np.float64]:
         block = slice(start, min(start + CLASSES_AT_ONCE, len(stack.classes)))
+        own = labels[:, block].toarray().T.astype(np.float32)
+        rows, weight = _observed(own)
         # Classes first and images last: each class's Newton steps read contiguous memory.
-        logits = np.stack([logit(_columns(p, block)).T for p in stack.probabilities.values()])
-        own = np.ascontiguousarray(labels[:, block].toarray().T.astype(np.float32))
-        return fit_per_class(logits, own, self.pooled_, float(self.shrinkage))
+        probs = (np.asarray(p[rows, block], np.float32) for p in stack.probabilities.values())
+        logits = np.stack([logit(values).T for values in probs])
+        return fit_per_class(logits, own[:, rows], weight, self.pooled_, float(self.shrinkage))
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:
         """Blended probabilities, float32 of shape (n_images, n_classes); CSR of a top-k stack."""
@@ -303,10 +309,12 @@ def cross_fit(
     """
     if isinstance(blend, MeanBlend | LogitMeanBlend):  # they read no labels
         return clone(blend).fit(stack, labels).predict_proba(stack)
+    # Blends read probabilities alone: vectors are not copied with them.
+    bare = stack.only_probabilities()
     parts, rows = [], []
     for k in np.unique(fold):
         train, test = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
-        parts.append(clone(blend).fit(stack[train], labels[train]).predict_proba(stack[test]))
+        parts.append(clone(blend).fit(bare[train], labels[train]).predict_proba(bare[test]))
         rows.append(test)
     return join_rows(parts, rows)
 
@@ -334,9 +342,27 @@ def _labels(stack: Stack, Y: Any) -> csr_array:
     return as_label_matrix(Y, classes=stack.classes, n_images=len(stack))
 
 
-def _columns(values: Any, block: slice) -> NDArray[np.float32]:
-    part = values[:, block]
-    return np.asarray(part.toarray() if hasattr(part, "toarray") else part, dtype=np.float32)
+def _observed(labels: NDArray[np.float32]) -> tuple[Any, NDArray[np.float32]]:
+    """Say which images a block of classes is fitted on, and how many each pair speaks for.
+
+    Parameters
+    ----------
+    labels : float32 array of shape (n_classes, n_images), 0/1
+
+    Returns
+    -------
+    positions of n_chosen images, float32 array of shape (n_classes, n_chosen)
+    """
+    n_images = labels.shape[1]
+    if n_images <= MOST_IMAGES:
+        return slice(None), np.ones_like(labels)
+    drawn = np.linspace(0, n_images - 1, MOST_IMAGES).astype(np.int64)
+    rows = np.union1d(drawn, np.flatnonzero(labels.any(axis=0)))
+    negatives = n_images - labels.sum(axis=1)
+    seen = MOST_IMAGES - labels[:, drawn].sum(axis=1)
+    each = negatives / np.maximum(seen, 1)
+    weight = np.where(labels[:, rows] > 0, 1.0, each[:, None] * np.isin(rows, drawn))
+    return rows, weight.astype(np.float32)
 
 
 def _same_models(blend: Any, X: Any) -> Stack:

@@ -109,11 +109,40 @@ def test_per_class_weights_move_from_pooled_to_own_as_shrinkage_falls(noisy):
     stack, labels = noisy
     logits = np.stack([logit(p).T for p in stack.probabilities.values()])
     own = labels.toarray().T.astype(np.float32)
-    prior = np.array([0.3, 0.3, -1.0])
-    np.testing.assert_allclose(fit_per_class(logits, own, prior, 1e9)[0], prior, atol=1e-5)
+    prior, one = np.array([0.3, 0.3, -1.0]), np.ones_like(own)
+    np.testing.assert_allclose(fit_per_class(logits, own, one, prior, 1e9)[0], prior, atol=1e-5)
     alone = LogisticRegression(C=1e6, tol=1e-8).fit(logits[:, 0].T, own[0])
-    found = fit_per_class(logits, own, prior, 1e-6)[0]
+    found = fit_per_class(logits, own, one, prior, 1e-6)[0]
     np.testing.assert_allclose(found, [*alone.coef_[0], alone.intercept_[0]], rtol=2e-2, atol=2e-2)
+
+
+def test_weights_of_pairs_are_those_of_scikit_learn(noisy):
+    """A pair of weight two counts as two pairs, one of weight nought as none."""
+    stack, labels = noisy
+    logits = np.stack([logit(p).T for p in stack.probabilities.values()])
+    own = labels.toarray().T.astype(np.float32)
+    weight = np.random.default_rng(0).integers(0, 3, own.shape).astype(np.float32)
+    found = fit_per_class(logits, own, weight, np.zeros(3), 1e-6)[0]
+    alone = LogisticRegression(C=1e6, tol=1e-8).fit(logits[:, 0].T, own[0], weight[0])
+    np.testing.assert_allclose(found, [*alone.coef_[0], alone.intercept_[0]], rtol=2e-2, atol=2e-2)
+
+
+def test_many_images_are_drawn_from_without_moving_the_blend(monkeypatch):
+    """Negatives that are left out bend the probabilities, or a rare class's positives are lost."""
+    rng = np.random.default_rng(4)
+    prior = np.array([0.3, 0.05, 0.002, 0.0])
+    labels = (rng.random((8000, 4)) < prior).astype(np.int8)
+    probs = {
+        m: 1 / (1 + np.exp(-(3.0 * labels - 4 + rng.normal(0, 1.5, labels.shape)))) for m in "ab"
+    }
+    stack, new = Stack(probs)[:4000], Stack(probs)[4000:]
+    whole = LogisticBlend().fit(stack, labels[:4000]).predict_proba(new)
+    monkeypatch.setattr("stacker.blend.MOST_IMAGES", 1000)
+    drawn = LogisticBlend().fit(stack, labels[:4000]).predict_proba(new)
+    # Unweighted, the mean probability would be up to four times as high.
+    np.testing.assert_allclose(drawn.mean(axis=0), whole.mean(axis=0), rtol=0.1)
+    lost, best = (weighted_log_loss(logit(p), labels[4000:]) for p in (drawn, whole))
+    assert lost < 1.005 * best
 
 
 def test_logistic_blend_beats_the_mean_on_new_images(noisy):
