@@ -4,6 +4,7 @@ import scipy.sparse as sp
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import cross_val_score
+from sklearn.utils import get_tags
 from sklearn.utils.estimator_checks import check_estimator
 
 from stacker import FBetaDecision, fbeta_score
@@ -241,3 +242,14 @@ def test_scikit_learn_accepts_the_decision(strategy):
     assert sum(result["status"] == "passed" for result in results) >= 25
     xfails = [result for result in results if result["status"] == "xfail"]
     assert all("must lie in [0, 1]" in str(result["exception"]) for result in xfails)
+
+
+def test_scikit_learn_knows_what_goes_in_and_comes_out():
+    """Meta-estimators ask the tags: with wrong ones they refuse sparse input or 2-D labels."""
+    tags = get_tags(FBetaDecision())
+    assert tags.input_tags.sparse
+    assert tags.input_tags.positive_only
+    target = tags.target_tags
+    assert target.required
+    assert target.two_d_labels
+    assert target.multi_output

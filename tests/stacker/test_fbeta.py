@@ -10,7 +10,7 @@ from sklearn.metrics import fbeta_score as sklearn_fbeta
 from stacker import expected_fbeta_sets, fbeta_score
 from stacker._fbeta_kernels import best_sets
 from stacker._inputs import as_rows
-from stacker.fbeta import fbeta_per_image, joint_fbeta_sets
+from stacker.fbeta import fbeta_per_image, joint_fbeta_sets, unit_counts
 
 
 @pytest.fixture
@@ -266,8 +266,10 @@ def test_many_likely_labels_fall_back_to_all_candidates(rng):
 def test_joint_sets_equal_enumeration(beta, empty_score, rng):
     """For any joint distribution of dependent labels the best of all sets is found."""
     sets = all_sets(5)
-    for _ in range(20):
+    for draw in range(20):
         chance = rng.dirichlet(np.full(32, 0.2))
+        if draw % 2:  # often nothing is there, and the empty set the best
+            chance = 0.4 * chance + 0.6 * (np.arange(32) == 0)
         joint = np.zeros((1, 5, 5))
         for outcome, p in zip(sets[1:], chance[1:], strict=True):
             joint[0, outcome == 1, outcome.sum() - 1] += p
@@ -277,6 +279,16 @@ def test_joint_sets_equal_enumeration(beta, empty_score, rng):
             values.max(), abs=1e-12
         )
         assert score[0] == pytest.approx(values.max(), abs=1e-12)
+
+
+@pytest.mark.parametrize("average", ["samples", "macro", "micro"])
+def test_counts_of_units_give_the_score(average, rng):
+    """What rules are chosen by is what they are scored by."""
+    Y, pred = (sp.csr_array((rng.random((30, 6)) < 0.3).astype(np.int8)) for _ in range(2))
+    units = unit_counts(Y, pred, average)
+    assert len(units.n_true) == {"samples": 30, "macro": 6, "micro": 1}[average]
+    found = units.fbeta(beta=2.0, empty_score=1.0).mean()
+    assert found == pytest.approx(fbeta_score(Y, pred, average=average), abs=1e-12)
 
 
 def test_joint_sets_check_their_input():
