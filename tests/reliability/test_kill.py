@@ -65,6 +65,7 @@ def disturb(name, inputs, folder, *, kills, seed, number=signal.SIGKILL):
         {
             "whole": commands(inputs, whole)[name],
             "cut": commands(inputs, cut)[name],
+            "out": str(cut),
             "fresh": [str(whole), str(whole.with_suffix(".journal"))],
             "kills": kills,
             "seed": seed,
@@ -73,7 +74,10 @@ def disturb(name, inputs, folder, *, kills, seed, number=signal.SIGKILL):
     )
     assert told["codes"][0] == 0
     assert told["codes"][-1] in (0, 2), told
-    assert content(name, cut) == content(name, whole)
+    wanted = content(name, whole)
+    for result in (*told["whole"], cut):
+        assert content(name, Path(result)) == wanted
+    assert told["killed"] == kills
     assert leftovers(folder) == []
     return told
 
@@ -94,7 +98,7 @@ def test_25_kills_of_every_command(name, request, tmp_path):
     inputs = request.getfixturevalue("fitted" if name == "stacker predict" else "inputs")
     seed = random.randrange(10**6)
     told = disturb(name, inputs, tmp_path, kills=25, seed=seed)
-    print(f"{name}: seed {seed}, {told['killed']} of 25 kills ended a run")
+    print(f"{name}: seed {seed}, 25 kills, {len(told['whole']) + 1} runs went on to their end")
 
 
 @pytest.mark.slow
