@@ -92,6 +92,7 @@ def main() -> None:
                 scores = evaluate_sets(labels[held], model.predict(stack[held]))
                 row |= {f"{name}_{metric}": round(v, 5) for metric, v in scores.items()}
                 row[f"{name}_rounds"] = model.rounds_["xgboost"]
+                row[f"{name}_rule"] = model.decision_.strategy_
                 models[name] = model
             here, there = models["local"].features_, models["dask"].features_
             row["same_state"] = same_state(here.states_, there.states_)
