@@ -34,6 +34,8 @@ html_static_path = ["site.css"]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
+# Summaries are fetched page by page, which a browser refuses for a site that is opened as files.
+html_show_search_summary = False
 # System fonts: nothing is fetched, at building or at reading.
 _FONTS = {
     "font-stack": "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif",
