@@ -300,7 +300,7 @@ def _open_database(url: str) -> Any:
             return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
         except (IntegrityError, OperationalError) as error:
             # Another worker made a table, or wrote the version of the tables, a moment before.
-            if not any(sign in str(error) for sign in ("already exists", "version")):
+            if not any(sign in str(error) for sign in ("already exists", "alembic_version")):
                 raise
             time.sleep(0.2)
     return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
