@@ -51,8 +51,7 @@ def run(store, out, threads, booster):
     return done.stdout.splitlines()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("booster", ["lightgbm", "xgboost"])
+@pytest.mark.parametrize("booster", ["lightgbm", pytest.param("xgboost", marks=pytest.mark.slow)])
 def test_one_thread_and_two_give_the_same_bytes(tmp_path, booster):
     """A result that nobody can make again cannot be checked."""
     store = make_store(tmp_path / "store", 60, 4)
