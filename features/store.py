@@ -24,9 +24,6 @@ from features.schema import LabelSpace
 
 __all__ = ["FeatureStore"]
 
-# Whole arrays are written about this many values at a time.
-WRITE_BLOCK = 1 << 25
-
 
 class FeatureStore(StoreWriter):
     """Predictions, labels and image features of one set of images, on disk.

@@ -432,6 +432,25 @@ def test_a_copied_subset_is_a_store_of_these_images(store, tmp_path):
     assert copy.label_space == store.label_space
 
 
+@pytest.mark.parametrize("held", ["probabilities", "image_stats"])
+def test_a_store_of_one_kind_is_copied(arrays, tmp_path, held):
+    """Names of statistics would be looked for, or lost, where nothing else is there."""
+    wanted = {k: arrays[k] for k in ("image_ids", "classes", held)}
+    wanted.setdefault("probabilities", {})
+    store = FeatureStore.from_arrays(tmp_path / "store", **wanted)
+    copy = store.copy(tmp_path / "copy")
+    assert copy.array_names == store.array_names
+    if held == "image_stats":
+        pd.testing.assert_frame_equal(copy.image_stats, store.image_stats)
+
+
+def test_a_chunk_holds_1024_images_unless_told(tmp_path):
+    """Stores of one pipeline could not be resumed by another version."""
+    given = {"image_ids": IDS, "classes": CLASSES}
+    assert FeatureStore.create(tmp_path / "a", **given).chunk_images == 1024
+    assert FeatureStore.from_arrays(tmp_path / "b", **given, probabilities={}).chunk_images == 1024
+
+
 def test_a_store_without_skipped_images_is_its_own_view(store):
     """Reading would pay for a selection that selects everything."""
     assert store.without_skipped() is store
