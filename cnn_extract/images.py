@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import lzma
+import math
 import struct
 import warnings
 import zipfile
@@ -11,11 +13,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
+from tokenize import TokenError
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 __all__ = ["ImageError", "ImageSource", "Pixels", "decode_image", "open_images", "to_uint8"]
 
@@ -27,6 +30,21 @@ SUFFIXES = frozenset(
         ".pgm", ".pbm", ".pnm", ".npy", ".jp2", ".j2k", ".avif", ".tga", ".ico",
     )
 )  # fmt: skip
+# What a file may be, whatever it is called. Pillow knows more, and hands PostScript to a program,
+# Ghostscript: a file called .png would run what its author wrote.
+FORMATS = (
+    "JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA",
+)  # fmt: skip
+ORIENTATION = 0x0112  # tag of EXIF: how the viewer must turn the image
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 # Beyond this an image is taken for a decompression bomb; Pillow's own limit for an error.
 MAX_PIXELS = 178_956_970
 # A zip member that unpacks to this many times its size, and more than some megabytes, is a bomb.
@@ -34,7 +52,8 @@ MAX_RATIO, MIN_PACKED = 200, 100_000
 # What Pillow and numpy raise on files that are cut short, damaged or no images at all.
 _UNREADABLE = (
     OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError,
-    struct.error, zlib.error, zipfile.BadZipFile, NotImplementedError, Image.DecompressionBombError,
+    struct.error, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError, TokenError,
+    Image.DecompressionBombError,
 )  # fmt: skip
 
 
@@ -104,7 +123,7 @@ class ImageSource:
         """Pixels of image `index`, shape (height, width, channels); see `decode_image`."""
         try:
             data = self.read_bytes(index)
-        except (*_UNREADABLE, RuntimeError) as error:  # RuntimeError: an encrypted zip member
+        except _UNREADABLE as error:
             raise ImageError(_unreadable(self.names[index], error)) from error
         return decode_image(data, self.names[index])
 
@@ -180,6 +199,7 @@ def open_images(path: str | Path) -> ImageSource:
         )
     found.sort(key=lambda entry: (_id_of(entry[0]), entry[0]))
     names = tuple(name for name, _ in found)
+    _refuse_no_text(place, names)
     ids = tuple(_id_of(name) for name in names)
     _refuse_duplicates(place, names, ids)
     return ImageSource(str(place), names, ids, tuple(size for _, size in found))
@@ -189,29 +209,47 @@ def _list_folder(folder: Path) -> list[tuple[str, int]]:
     found, place = [], folder.resolve()
     for file in folder.rglob("*"):
         name = file.relative_to(folder).as_posix()
+        if file.is_symlink():
+            _refuse_link(folder, place, file, name)
         if _is_image_name(name) and file.is_file():
-            if file.is_symlink() and not file.resolve().is_relative_to(place):
-                raise ValueError(
-                    f"an image must lie in its folder; {folder} holds a link that leaves it: "
-                    f"{name!r}. Copy the file, or give the folder that it lies in."
-                )
             found.append((name, file.stat().st_size))
     return found
+
+
+def _refuse_link(folder: Path, place: Path, link: Path, name: str) -> None:
+    """Refuse links that would lose images without a word, or lead to other people's files."""
+    if _is_image_name(name) and not _stays_inside(link, place):
+        raise ValueError(
+            f"an image must lie in its folder; {folder} holds a link that leaves it: "
+            f"{name!r}. Copy the file, or give the folder that it lies in."
+        )
+    if link.is_dir() and not _is_hidden(name):
+        raise ValueError(
+            f"links to folders are not followed, and {folder} holds one: {name!r}. Copy the "
+            "folder, or remove the link."
+        )
+
+
+def _stays_inside(link: Path, place: Path) -> bool:
+    """Whether a link leads to something inside the folder; one that leads nowhere does not."""
+    try:
+        return link.resolve(strict=True).is_relative_to(place)
+    except (OSError, RuntimeError):  # RuntimeError: a link to itself
+        return False
 
 
 def _list_zip(archive: Path) -> list[tuple[str, int]]:
     try:
         with zipfile.ZipFile(archive) as opened:
             members = opened.infolist()
-    except zipfile.BadZipFile as error:
+    except _UNREADABLE as error:  # a damaged directory ends in more than BadZipFile
         raise ValueError(
             f"IMAGES must be a folder or a zip file; {archive} is neither ({error})"
         ) from error
     for member in members:
         _refuse_escape(archive, member.filename)
-    return [
-        (m.filename, m.file_size) for m in members if not m.is_dir() and _is_image_name(m.filename)
-    ]
+    files = [m for m in members if _is_image_name(m.filename) and not m.is_dir()]
+    return [(m.filename, m.file_size) for m in files]
 
 
 def _refuse_escape(archive: Path, name: str) -> None:
@@ -234,13 +272,33 @@ def _refuse_zip_bomb(member: zipfile.ZipInfo) -> None:
 
 
 def _is_image_name(name: str) -> bool:
-    path = PurePosixPath(name)
-    hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
-    return not hidden and path.suffix.lower() in SUFFIXES
+    return not _is_hidden(name) and PurePosixPath(name).suffix.lower() in SUFFIXES
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
 
 
 def _id_of(name: str) -> str:
     return str(PurePosixPath(name).with_suffix(""))
+
+
+def _refuse_no_text(place: Path, names: Sequence[str]) -> None:
+    """Refuse names that no store and no table can hold: bytes that are no UTF-8."""
+    odd = [name for name in names if not _is_text(name)]
+    if odd:
+        raise ValueError(
+            f"file names must be UTF-8; {place} holds {len(odd):,} that are not, first: "
+            f"{odd[0]!a}. Rename them."
+        )
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _refuse_duplicates(place: Path, names: Sequence[str], ids: Sequence[str]) -> None:
@@ -297,14 +355,25 @@ def decode_image(data: bytes, name: str) -> Pixels:
 
 
 def _decode_picture(data: bytes) -> Pixels:
-    with Image.open(io.BytesIO(data)) as opened:
+    Image.init()
+    known = [kind for kind in FORMATS if kind in Image.OPEN]
+    with Image.open(io.BytesIO(data), formats=known) as opened:
         _refuse_bomb(opened.size)
         # Opened at its first frame: an animation is never sought further.
         opened.load()
-        image = ImageOps.exif_transpose(opened)
+        image = _upright(opened)
         if image.mode == "F" or image.mode.startswith("I"):
             return _deep_grey(image)
         return np.asarray(_to_rgb(image))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn the image as its EXIF says; damaged EXIF says nothing, as in every viewer."""
+    try:
+        turn = image.getexif().get(ORIENTATION)
+    except _UNREADABLE:
+        return image
+    return image.transpose(TURNS[turn]) if turn in TURNS else image
 
 
 def _refuse_bomb(size: tuple[int, int]) -> None:
@@ -335,6 +404,7 @@ def _deep_grey(image: Image.Image) -> Pixels:
 
 
 def _decode_array(data: bytes) -> Pixels:
+    _refuse_missing_bytes(io.BytesIO(data), len(data))
     array = np.load(io.BytesIO(data), allow_pickle=False)
     if array.ndim == 2:
         array = array[:, :, None]
@@ -345,6 +415,19 @@ def _decode_array(data: bytes) -> Pixels:
         )
     _refuse_bomb(array.shape[:2])
     return np.asarray(array)
+
+
+def _refuse_missing_bytes(file: io.BytesIO, n_bytes: int) -> None:
+    """Refuse a header that asks for other memory than the file fills: it may ask for terabytes."""
+    version = np.lib.format.read_magic(file)
+    one = version == (1, 0)
+    read = np.lib.format.read_array_header_1_0 if one else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    wanted, there = math.prod(shape) * dtype.itemsize, n_bytes - file.tell()
+    if dtype.kind != "O" and wanted != there:
+        raise ValueError(
+            f"its header asks for {wanted:,} bytes of shape {shape}; there are {there:,}"
+        )
 
 
 def to_uint8(pixels: Pixels) -> NDArray[np.uint8]:

@@ -1,6 +1,10 @@
 """Files from strangers: tables and images as people have them, and some that mean harm."""
 
+import contextlib
 import io
+import os
+import stat
+import struct
 import time
 import zipfile
 
@@ -137,6 +141,176 @@ def test_images_of_one_pixel_and_of_very_long_sides_are_read(size):
     assert pixels.shape == (size[1], size[0], 3)
     assert np.isfinite(image_statistics(pixels)).all()
     assert model_input(pixels, 32).shape == (32, 32, 3)
+
+
+def npy(shape, dtype="|u1"):
+    """Give the header of an array without its values."""
+    head = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    head += b" " * (63 - (len(head) + 10) % 64) + b"\n"
+    return b"\x93NUMPY\1\0" + struct.pack("<H", len(head)) + head
+
+
+def bundle():
+    file = io.BytesIO()
+    np.savez(file, a=np.ones(3))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (npy((10**6, 10**6, 3)), "asks for 3,000,000,000,000 bytes"),
+        (npy((2, 2, 10**9)), "asks for 4,000,000,000 bytes"),
+        (npy((-1, -5, 3)), "asks for 15 bytes"),
+        (b"\x93NUMPY\1\0\x10\0((((((((((((((((", "cannot read"),
+        (bundle(), "magic string"),
+    ],
+    ids=["terabytes", "gigabytes", "negative", "no header", "a bundle"],
+)
+def test_array_images_that_lie_about_themselves_name_their_file(data, message):
+    """The machine runs out of memory, or the run ends with numpy's and tokenize's errors."""
+    with pytest.raises(ImageError, match=message) as found:
+        decode_image(data, "bad name.npy")
+    assert "bad name.npy" in str(found.value)
+
+
+def test_no_file_is_handed_to_another_program(tmp_path, monkeypatch):
+    """Pillow gives PostScript to Ghostscript, whatever the file's extension."""
+    from stacker._gallery import thumbnail_uri
+
+    program, ran = tmp_path / "gs", tmp_path / "ran"
+    program.write_text(f"#!/bin/sh\ntouch {ran}\n")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+    with pytest.raises(ImageError, match=r"cannot read image x\.png"):
+        decode_image(eps, "x.png")
+    assert thumbnail_uri(eps) == ""
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("damage", [b"garbage!garbage!", b"II*\0\xff\xff\xff\xff", b""])
+def test_damaged_exif_costs_no_picture(kind, damage):
+    """A camera's note that cannot be read stops a run, though every viewer shows the picture."""
+    file = io.BytesIO()
+    Image.new("RGB", (8, 6), "red").save(file, kind, exif=b"Exif\0\0" + damage)
+    assert decode_image(file.getvalue(), "x").shape == (6, 8, 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 10))
+def test_exif_turns_as_pillow_turns(orientation):
+    """One of the eight orientations lies on its side; the ninth is none."""
+    from PIL import ImageOps
+
+    image, file = Image.fromarray(np.arange(24, dtype=np.uint8).reshape(4, 6)), io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(file, "PNG", exif=exif)
+    with Image.open(file) as opened:
+        expected = np.asarray(ImageOps.exif_transpose(opened))
+    np.testing.assert_array_equal(decode_image(file.getvalue(), "x.png")[:, :, 0], expected)
+
+
+def test_a_palette_with_half_transparent_colours_is_laid_on_white():
+    """PNG palettes have an opacity for each colour, GIFs one colour that is nothing."""
+    image, file = Image.new("P", (3, 1)), io.BytesIO()
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    image.putdata([0, 1, 2])
+    image.save(file, "PNG", transparency=bytes([255, 0, 128]))
+    expected = [[[10, 20, 30], [255, 255, 255], [162, 167, 172]]]
+    assert decode_image(file.getvalue(), "x.png").tolist() == expected
+
+
+def test_an_animation_cut_short_after_its_first_frame_is_read(rng):
+    """Frames that nobody looks at stop the run."""
+    first, second = (
+        Image.fromarray(rng.integers(0, 256, (9, 9, 3)).astype(np.uint8)) for _ in range(2)
+    )
+    for kind in ("GIF", "PNG"):
+        file = io.BytesIO()
+        first.save(file, kind, save_all=True, append_images=[second])
+        assert decode_image(file.getvalue()[:-30], f"x.{kind}").shape == (9, 9, 3)
+
+
+def test_damaged_avif_and_lzma_name_their_file(tmp_path):
+    """Two libraries with errors of their own end the run with a traceback."""
+    Image.init()
+    if "AVIF" in Image.SAVE:
+        file = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(file, "AVIF")
+        for place in range(len(file.getvalue())):
+            data = bytearray(file.getvalue())
+            data[place] ^= 0xFF
+            with contextlib.suppress(ImageError):
+                decode_image(bytes(data), "x.avif")
+    with zipfile.ZipFile(tmp_path / "z.zip", "w", zipfile.ZIP_LZMA) as made:
+        made.writestr("a.png", os.urandom(3000))
+    data = bytearray((tmp_path / "z.zip").read_bytes())
+    data[60] ^= 0x5A
+    (tmp_path / "z.zip").write_bytes(data)
+    with pytest.raises(ImageError, match=r"cannot read image a\.png"):
+        open_images(tmp_path / "z.zip").decode(0)
+
+
+def test_a_damaged_zip_directory_is_one_clear_error(tmp_path, rng):
+    """`zipfile` has half a dozen errors of its own, none with the archive's name."""
+    with zipfile.ZipFile(tmp_path / "good.zip", "w") as made:
+        made.writestr("a.png", png())
+    good, path = (tmp_path / "good.zip").read_bytes(), tmp_path / "bad.zip"
+    start = good.find(b"PK\1\2")
+    for _ in range(400):
+        data = bytearray(good)
+        data[rng.integers(start, len(data))] = rng.integers(256)
+        path.write_bytes(data)
+        try:
+            open_images(path).decode(0)
+        except ValueError as error:
+            assert "bad.zip" in str(error) or str(error).startswith("cannot read image")  # noqa: PT017
+
+
+def test_a_link_inside_an_archive_is_no_image(tmp_path):
+    """A zip's link is followed, and the file that it names becomes an image."""
+    link = zipfile.ZipInfo("a.png")
+    link.create_system, link.external_attr = 3, 0o120777 << 16
+    (tmp_path / "secret.png").write_bytes(png())
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as made:
+        made.writestr(link, str(tmp_path / "secret.png"))
+    with pytest.raises(ImageError, match=r"a\.png: it is no image"):
+        open_images(tmp_path / "z.zip").decode(0)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links and names of a POSIX system")
+def test_links_that_lose_images_are_refused_by_name(tmp_path):
+    """Images behind a link to a folder, or to nothing, are left out without a word."""
+    folder, outside = tmp_path / "images", tmp_path / "outside"
+    for place in (folder, outside):
+        place.mkdir()
+        (place / "a.png").write_bytes(png())
+    (folder / "more").symlink_to(outside)
+    with pytest.raises(ValueError, match=r"links to folders are not followed.*'more'"):
+        open_images(folder)
+    (folder / "more").rename(folder / ".hidden")
+    assert open_images(folder).ids == ("a",)
+    (folder / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(ValueError, match=r"holds a link that leaves it: 'gone\.png'"):
+        open_images(folder)
+    (folder / "gone.png").unlink()
+    (folder / "loop.png").symlink_to("loop.png")
+    with pytest.raises(ValueError, match=r"holds a link that leaves it: 'loop\.png'"):
+        open_images(folder)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names of a POSIX system")
+def test_a_file_name_that_is_no_text_is_refused_by_name(tmp_path):
+    """The store is half written when the name cannot be."""
+    try:
+        (tmp_path / os.fsdecode(b"\xff.png")).write_bytes(png())
+    except OSError:
+        pytest.skip("a file system of text names")
+    with pytest.raises(ValueError, match=r"file names must be UTF-8; .*'\\udcff\.png'"):
+        open_images(tmp_path)
 
 
 def test_an_extension_that_lies_does_not_matter():
