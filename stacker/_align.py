@@ -1,15 +1,17 @@
 """Bring new predictions into the order of the training ones: by name, never by position."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 
 from features.schema import LabelSpace, Stack, as_label_matrix, as_stack
 from features.store import FeatureStore
+from stacker._frame_order import as_pandas
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,14 @@ def read_stack(X: Any, classes: ArrayLike | None = None) -> Stack:
     return X
 
 
+def is_unnamed(X: Any) -> bool:
+    """Whether X is arrays or sparse matrices, without ids and class names of their own."""
+    if isinstance(X, Stack | FeatureStore):
+        return False
+    parts = X.values() if isinstance(X, Mapping) else [X]
+    return not any(isinstance(as_pandas(part), pd.DataFrame) for part in parts)
+
+
 def read_new(X: Any, seen: dict[str, Any]) -> Stack:
     """Turn new images' predictions into a stack in the order of training.
 
@@ -47,9 +57,9 @@ def read_new(X: Any, seen: dict[str, Any]) -> Stack:
 def read_labels(X: Any, Y: Any, stack: Stack) -> tuple[csr_array, NDArray[np.bool_]]:
     """Labels (n_images, n_classes) and which images have them; a store brings its own."""
     if Y is not None:
-        matrix = as_label_matrix(
-            Y, classes=stack.classes, n_images=len(stack), image_ids=stack.image_ids
-        )
+        # Arrays have no ids: row k of a frame of labels is their image k.
+        ids = None if is_unnamed(X) else stack.image_ids
+        matrix = as_label_matrix(Y, classes=stack.classes, n_images=len(stack), image_ids=ids)
         return matrix, np.ones(len(stack), dtype=bool)
     if not isinstance(X, FeatureStore):
         raise ValueError("Y is missing: only a FeatureStore brings its own labels.")

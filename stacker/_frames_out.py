@@ -13,6 +13,7 @@ from stacker._align import read_new
 __all__ = ["LIBRARIES", "FrameMixin", "to_frame"]
 
 LIBRARIES = ("pandas", "polars")
+KINDS = ("proba", "sets")
 
 
 def to_frame(values: Any, image_ids: NDArray[Any], classes: NDArray[Any], library: str) -> Any:
@@ -55,6 +56,8 @@ class FrameMixin:
         library : {"pandas", "polars"}
             pandas has the ids in the index, polars in the column ``image_id``.
         """
+        if kind not in KINDS:
+            raise ValueError(f"kind must be of {KINDS}. Got {kind!r} instead.")
         stack = read_new(X, self.seen_)
         values = self.predict_proba(stack) if kind == "proba" else self.predict(stack)
         return to_frame(values, stack.image_ids, self.classes_, library)

@@ -11,6 +11,8 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
 
+from stacker._frame_order import as_pandas, in_one_order
+
 __all__ = [
     "Matrix",
     "Rows",
@@ -21,9 +23,11 @@ __all__ = [
     "check_pairs",
     "check_probs",
     "check_same_shape",
+    "check_scored",
     "entry_columns",
     "group_names_and_codes",
     "over_rows",
+    "refuse_names",
 ]
 
 # A C-ordered ndarray or a canonical csr_array; scipy is untyped here.
@@ -148,7 +152,9 @@ def check_labels(
     ValueError
         If the matrix is not two-dimensional or holds anything but 0 and 1.
     """
+    refuse_names(labels, name)
     if n_classes is not None and not sp.issparse(labels):
+        labels = as_pandas(labels)
         vector = np.asarray(labels)
         if vector.ndim == 1 or (vector.shape[1:] == (1,) and n_classes > 1):
             return _one_label_each(vector.ravel(), n_classes, name)
@@ -204,6 +210,8 @@ def check_pairs(proba: Any, labels: Any, *, owner: str) -> tuple[Matrix, sp.csr_
         raise ValueError(
             f"This {owner} estimator requires y to be passed, but the target y is None."
         )
+    refuse_names(labels, "Y")
+    proba, labels = in_one_order(proba, labels)
     labels = labels if sp.issparse(labels) else np.asarray(labels)
     if labels.ndim == 1 and labels.dtype.kind in "fc":
         _check_whole(labels, "Y")
@@ -220,6 +228,14 @@ def check_pairs(proba: Any, labels: Any, *, owner: str) -> tuple[Matrix, sp.csr_
     return probs, found
 
 
+def check_scored(Y: Any, proba: Any) -> tuple[sp.csr_array, Matrix]:
+    """Labels and the probabilities that are scored by them, frames matched by name."""
+    Y, proba = in_one_order(Y, proba, names=("Y", "proba"))
+    labels, probs = check_labels(Y), check_probs(proba)
+    check_same_shape(labels, probs, ("Y", "proba"))
+    return labels, probs
+
+
 def check_same_shape(first: Matrix, second: Matrix, names: tuple[str, str]) -> None:
     """Both matrices have the same images and classes."""
     if first.shape != second.shape:
@@ -227,6 +243,19 @@ def check_same_shape(first: Matrix, second: Matrix, names: tuple[str, str]) -> N
             f"{names[0]} and {names[1]} must have the same shape (n_images, n_classes), dense or "
             f"sparse, however: {names[0]}.shape={first.shape}, {names[1]}.shape={second.shape}."
         )
+
+
+def refuse_names(labels: Any, name: str) -> None:
+    """Refuse lists of label names: which column is whose, they do not say."""
+    is_list = isinstance(labels, list | tuple) and len(labels) > 0
+    if is_list and all(isinstance(own, list | tuple | set) for own in labels):
+        found = next((entry for own in labels for entry in own), None)
+        if isinstance(found, str):
+            raise ValueError(
+                f"{name} holds label names ({found!r} first), but must be a 0/1 matrix of shape "
+                "(n_images, n_classes): features.schema.as_label_matrix(labels, classes=..., "
+                "n_images=...) makes one."
+            )
 
 
 def _check_whole(positions: NDArray[Any], name: str) -> None:
@@ -259,7 +288,7 @@ def _one_label_each(positions: NDArray[Any], n_classes: int, name: str) -> sp.cs
 
 
 def _two_dimensional(data: ArrayLike, name: str) -> Any:
-    matrix: Any = data if sp.issparse(data) else np.asarray(data)
+    matrix: Any = data if sp.issparse(data) else np.asarray(as_pandas(data))
     if matrix.ndim != 2:
         raise ValueError(
             f"{name} must be two-dimensional (n_images, n_classes). Got {matrix.ndim} "

@@ -13,7 +13,7 @@ from scipy.sparse import csr_array, issparse
 
 from stacker._bootstrap import average_precisions, mean_of_known
 from stacker._held import mark_labels
-from stacker._inputs import check_labels, check_probs, check_same_shape
+from stacker._inputs import check_scored
 
 __all__ = [
     "calibration_curve",
@@ -41,8 +41,7 @@ def class_average_precisions(Y: Any, proba: Any) -> NDArray[np.float64]:
     >>> class_average_precisions([[1, 0], [0, 0]], [[0.9, 0.2], [0.1, 0.3]])
     array([ 1., nan])
     """
-    truth, probs = check_labels(Y), check_probs(proba)
-    check_same_shape(truth, probs, ("Y", "proba"))
+    truth, probs = check_scored(Y, proba)
     if issparse(probs):
         return _stored_precisions(truth, probs)
     return average_precisions(truth, probs, np.ones((1, truth.shape[0]), dtype=np.float32))[0]
@@ -72,8 +71,7 @@ def log_loss(Y: Any, proba: Any) -> float:
     >>> round(log_loss([[1, 0]], [[0.5, 0.5]]), 4)
     0.6931
     """
-    truth, probs = check_labels(Y), check_probs(proba)
-    check_same_shape(truth, probs, ("Y", "proba"))
+    truth, probs = check_scored(Y, proba)
     total = 0.0
     if issparse(probs):
         y, p, (absent, missed) = _stored(truth, probs)
@@ -105,8 +103,7 @@ def calibration_curve(Y: Any, proba: Any, *, n_bins: int = 15) -> pd.DataFrame:
     >>> calibration_curve(Y, [[0.1, 0.9], [0.9, 0.1]], n_bins=2)["observed"].round(2).tolist()
     [0.33, 1.0]
     """
-    truth, probs = check_labels(Y), check_probs(proba)
-    check_same_shape(truth, probs, ("Y", "proba"))
+    truth, probs = check_scored(Y, proba)
     absent, missed = 0, 0
     if issparse(probs):
         y, p, (absent, missed) = _stored(truth, probs)

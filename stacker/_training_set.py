@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 
 from features.schema import Stack
 from features.store import FeatureStore
-from stacker._align import read_labels, read_stack
+from stacker._align import is_unnamed, read_labels, read_stack
+from stacker._frame_order import as_pandas
 from stacker._training_folds import boosting_folds
 from stacker.leakage import warn_in_sample
 
@@ -69,6 +71,9 @@ def read_training_set(
     if isinstance(X, FeatureStore) and X.skipped.any():
         logger.warning("%d images that extraction skipped are left out", X.skipped.sum())
         X = X.without_skipped()
+    frame = as_pandas(Y)
+    if classes is None and is_unnamed(X) and isinstance(frame, pd.DataFrame):
+        classes = frame.columns  # the only names there are
     stack = read_stack(X, classes)
     labels, known = read_labels(X, Y, stack)
     if groups is None and isinstance(X, FeatureStore):

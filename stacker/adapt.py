@@ -17,6 +17,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from stacker._calibration_maps import log_odds
+from stacker._frame_order import in_fitted_order, in_one_order, remember_names
 from stacker._inputs import Matrix, as_rows, check_pairs, check_probs, entry_columns
 from stacker._prior_evidence import LikelihoodEvidence, MomentEvidence
 from stacker._proba_scores import log_loss
@@ -136,6 +137,9 @@ class PriorShift(TransformerMixin, BaseEstimator):
                 "proba_target is missing: PriorShift.fit(proba_source, Y_source, proba_target) "
                 "needs the new images' probabilities; Y_source may be None."
             )
+        remember_names(self, proba_source)
+        proba_target = in_fitted_order(self, proba_target)
+        proba_source, Y_source = in_one_order(proba_source, Y_source)
         source, target = check_probs(proba_source), check_probs(proba_target)
         if source.shape[1] != target.shape[1]:
             raise ValueError(
@@ -225,7 +229,7 @@ class PriorShift(TransformerMixin, BaseEstimator):
         A probability of exactly 0 stays 0.
         """
         check_is_fitted(self, "shift_")
-        probs = check_probs(proba)
+        probs = check_probs(in_fitted_order(self, proba))
         if probs.shape[1] != self.n_features_in_:
             raise ValueError(
                 f"X has {probs.shape[1]} features, but PriorShift is expecting "
@@ -337,6 +341,8 @@ class TargetAdapter(BaseEstimator):
                 f"The 'source_share' parameter must lie in [0, 1). Got {self.source_share!r}."
             )
         source, from_labels = check_pairs(proba_source, Y_source, owner=type(self).__name__)
+        remember_names(self, proba_source)
+        proba_target = in_fitted_order(self, proba_target)
         target, to_labels = check_pairs(proba_target, Y_target, owner=type(self).__name__)
         codes = group_codes(groups, target.shape[0])
         self.calibrator_ = self._calibrator().fit(target, to_labels)
@@ -360,7 +366,7 @@ class TargetAdapter(BaseEstimator):
     def predict_proba(self, proba: Any) -> Any:
         """Calibrated probabilities of target images."""
         check_is_fitted(self, "calibrator_")
-        return self.calibrator_.transform(proba)
+        return self.calibrator_.transform(in_fitted_order(self, proba))
 
     def predict(self, proba: Any) -> Any:
         """Label sets of target images, int8, dense or CSR as the input."""

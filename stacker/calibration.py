@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
-from sklearn.utils.validation import _check_feature_names, check_is_fitted
+from sklearn.utils.validation import check_is_fitted
 
 from stacker._calibration_maps import (
     BinCounts,
@@ -28,13 +28,13 @@ from stacker._calibration_maps import (
     parametric_features,
     shifted_log_loss,
 )
+from stacker._frame_order import in_fitted_order, remember_names
 from stacker._inputs import (
     Matrix,
     as_rows,
-    check_labels,
     check_pairs,
     check_probs,
-    check_same_shape,
+    check_scored,
     entry_columns,
     group_names_and_codes,
 )
@@ -146,7 +146,7 @@ class ProbabilityCalibrator(OneToOneFeatureMixin, TransformerMixin, BaseEstimato
         """
         probs, labels = check_pairs(proba, Y, owner=type(self).__name__)
         self._check_parameters()
-        _check_feature_names(self, proba, reset=True)
+        remember_names(self, proba)
         codes = group_names_and_codes(self.class_groups, probs.shape[1])[1]
         fold = np.zeros(probs.shape[0], np.intp)
         if self.method == "auto":
@@ -167,7 +167,7 @@ class ProbabilityCalibrator(OneToOneFeatureMixin, TransformerMixin, BaseEstimato
     def transform(self, proba: ArrayLike) -> NDArray[np.float32] | sp.csr_array:
         """Calibrated probabilities, float32, dense or CSR as the input."""
         check_is_fitted(self, "map_")
-        probs = check_probs(proba)
+        probs = check_probs(in_fitted_order(self, proba))
         if probs.shape[1] != self.n_features_in_:
             raise ValueError(
                 f"X has {probs.shape[1]} features, but ProbabilityCalibrator is expecting "
@@ -260,9 +260,7 @@ def reliability_curve(
     >>> curve["mean_proba"].round(1).tolist(), curve["rate"].tolist()
     ([0.2, 0.8], [0.0, 1.0])
     """
-    probs = check_probs(proba)
-    labels = check_labels(Y)
-    check_same_shape(probs, labels, ("proba", "Y"))
+    labels, probs = check_scored(Y, proba)
     values, hits = _flat(probs, labels)
     order = np.argsort(values, kind="stable")
     values, hits = values[order].astype(np.float64), hits[order]

@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array, issparse
 
+from stacker._frame_order import as_pandas, in_one_order
 from stacker._inputs import check_beta, check_labels, check_probs, check_same_shape
 
 __all__ = ["hard_examples", "high_loss_images", "label_issues", "pseudo_labels"]
@@ -244,6 +245,11 @@ class _Rows:
     def __init__(
         self, proba: Any, Y: Any, image_ids: ArrayLike | None, classes: ArrayLike | None
     ) -> None:
+        frame = as_pandas(proba)
+        if isinstance(frame, pd.DataFrame):
+            image_ids = frame.index if image_ids is None else image_ids
+            classes = frame.columns if classes is None else classes
+        proba, Y = in_one_order(frame, Y)
         labels = check_labels(Y)
         self.image_ids = _names(image_ids, labels.shape[0], "image_ids")
         self.classes = _names(classes, labels.shape[1], "classes")

@@ -10,6 +10,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from stacker._assignment import assign_one_to_one
 from stacker._budget import budgeted_sets
+from stacker._frame_order import in_fitted_order, in_one_order, remember_names
 from stacker._inputs import (
     Matrix,
     check_beta,
@@ -164,19 +165,21 @@ class FBetaDecision(ClassifierMixin, BaseEstimator):
         self.rule_ = RULES[self.strategy_](problem)
         self.task_ = task
         self.n_features_in_ = probs.shape[1]
+        remember_names(self, proba)
         self.classes_ = np.arange(probs.shape[1])
         return self
 
     def predict(self, proba: ArrayLike) -> NDArray[np.int8] | sp.csr_array:
         """Label sets: int8 array of shape (n_images, n_classes), CSR for sparse input."""
         check_is_fitted(self, "rule_")
-        probs = check_probs(proba)
+        probs = check_probs(in_fitted_order(self, proba))
         self._check_width(probs)
         probs = fill_required(probs, self.task_.bounds)
         return as_sets(apply_rule(self.strategy_, self.rule_, probs, self.task_), probs)
 
     def score(self, proba: ArrayLike, Y: ArrayLike) -> float:
         """F-beta of the predicted sets, with this estimator's beta, average and empty_score."""
+        proba, Y = in_one_order(in_fitted_order(self, proba), Y)
         sets = self.predict(proba)
         labels = check_labels(Y, n_classes=sets.shape[1])
         return fbeta_score(labels, sets, self.beta, self.average, self.empty_score)

@@ -20,6 +20,7 @@ from stacker._bootstrap import (
     interval_of_resampled,
     resampled_map,
 )
+from stacker._frame_order import in_one_order
 from stacker._inputs import check_labels, check_probs, check_same_shape
 from stacker._proba_scores import (
     calibration_curve,
@@ -81,6 +82,7 @@ def evaluate_sets(
     >>> evaluate_sets(Y, Y, proba=Y * 0.9)["map"]
     1.0
     """
+    Y, Y_pred, proba = in_one_order(Y, Y_pred, proba, names=("Y", "Y_pred", "proba"))
     truth, sets = check_labels(Y), check_labels(Y_pred)
     check_same_shape(truth, sets, ("Y", "Y_pred"))
     scores = {
@@ -172,7 +174,8 @@ def bootstrap_fbeta(
     >>> bootstrap_fbeta(Y, Y, [[1, 1], [1, 1]], average="micro").difference > 0
     True
     """
-    truth, a, b = check_labels(Y), check_labels(sets_a), check_labels(sets_b)
+    given = in_one_order(Y, sets_a, sets_b, names=("Y", "sets_a", "sets_b"))
+    truth, a, b = map(check_labels, given)
     check_same_shape(truth, a, ("Y", "sets_a"))
     check_same_shape(truth, b, ("Y", "sets_b"))
     if average == "samples":
@@ -212,6 +215,7 @@ def bootstrap_map(
     >>> bootstrap_map(Y, good, bad, n=50).low >= 0
     True
     """
+    Y, proba_a, proba_b = in_one_order(Y, proba_a, proba_b, names=("Y", "proba_a", "proba_b"))
     truth, a, b = check_labels(Y), check_probs(proba_a), check_probs(proba_b)
     check_same_shape(truth, a, ("Y", "proba_a"))
     check_same_shape(truth, b, ("Y", "proba_b"))
@@ -266,6 +270,7 @@ def score_by_bin(
     >>> table["n_positives"].tolist()
     [1, 0]
     """
+    Y, Y_pred, proba = in_one_order(Y, Y_pred, proba, names=("Y", "Y_pred", "proba"))
     truth, sets, probs = check_labels(Y).tocsc(), check_labels(Y_pred).tocsc(), check_probs(proba)
     probs = probs if isinstance(probs, np.ndarray) else probs.tocsc()
     rows = {}

@@ -13,6 +13,7 @@ import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
 
 from stacker._fbeta_kernels import best_sets
+from stacker._frame_order import in_one_order
 from stacker._hits import (
     Counts,
     count_by_class,
@@ -300,11 +301,12 @@ def as_sets(chosen: NDArray[np.int8], like: Matrix) -> NDArray[np.int8] | sp.csr
 
 
 def _check_pair(Y: ArrayLike, Y_pred: ArrayLike) -> tuple[sp.csr_array, sp.csr_array]:
+    names = ("Y", "Y_pred")
     truth, pred = (
         part if _is_plain(part) else check_labels(part, name=name)
-        for part, name in ((Y, "Y"), (Y_pred, "Y_pred"))
+        for part, name in zip(in_one_order(Y, Y_pred, names=names), names, strict=True)
     )
-    check_same_shape(truth, pred, ("Y", "Y_pred"))
+    check_same_shape(truth, pred, names)
     return truth, pred
 
 

@@ -24,7 +24,8 @@ from sklearn.utils.validation import (
 )
 
 from features.schema import Stack
-from stacker._inputs import check_labels
+from stacker._frame_order import as_pandas
+from stacker._inputs import check_labels, refuse_names
 from stacker._level_one import (
     STACK_METHODS,
     choose_method,
@@ -265,6 +266,7 @@ class StackingMultilabelClassifier(ClassifierMixin, _BaseComposition):
                 "This StackingMultilabelClassifier estimator requires y to be passed, but the "
                 "target y is None."
             )
+        Y = as_pandas(Y)
         matrix = _binary_matrix(Y)
         self.one_label_ = matrix is None
         if matrix is not None:
@@ -328,6 +330,7 @@ def _binary_matrix(Y: Any) -> NDArray[np.int64] | None:
     """Dense 0/1 labels of shape (n_images, n_classes), or None where Y is a vector of labels."""
     if sparse.issparse(Y):
         return np.asarray(check_labels(Y).toarray(), dtype=np.int64)
+    refuse_names(Y, "y")
     values = np.asarray(Y)
     column = values.ndim == 2 and values.shape[1] == 1
     if column and values.size and values.dtype.kind in "biuf" and np.isin(values, (0, 1)).all():

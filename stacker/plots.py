@@ -6,7 +6,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
 
-from stacker._inputs import check_labels, check_probs, check_same_shape
+from stacker._inputs import check_labels, check_scored
 from stacker.calibration import reliability_curve
 from stacker.fbeta import expected_fbeta_sets, fbeta_per_image
 
@@ -183,8 +183,7 @@ def _axes(ax: Any) -> Any:
 
 
 def _checked(proba: ArrayLike, Y: ArrayLike) -> tuple[Any, sp.csr_array]:
-    probs, labels = check_probs(proba), check_labels(Y)
-    check_same_shape(probs, labels, ("proba", "Y"))
+    labels, probs = check_scored(Y, proba)
     return probs, labels
 
 

@@ -1,0 +1,159 @@
+"""DataFrames are matched by the names of rows and columns wherever labels meet probabilities."""
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+
+from stacker import (
+    FBetaDecision,
+    PairStacker,
+    StackingMultilabelClassifier,
+    expected_fbeta_sets,
+    fbeta_score,
+)
+from stacker.adapt import PriorShift, TargetAdapter
+from stacker.calibration import ProbabilityCalibrator, reliability_curve
+from stacker.curate import hard_examples
+from stacker.evaluation import (
+    bootstrap_fbeta,
+    bootstrap_map,
+    evaluate_sets,
+    log_loss,
+    mean_average_precision,
+    score_by_bin,
+)
+
+IDS = [f"image{i}" for i in range(60)]
+CLASSES = list("abcd")
+
+
+@pytest.fixture(scope="module")
+def case():
+    """Probabilities and labels as frames, and both in another order of images and classes."""
+    rng = np.random.default_rng(0)
+    Y = (rng.random((60, 4)) < [0.5, 0.3, 0.2, 0.1]).astype(np.int8)
+    proba = np.clip(0.5 * Y + 0.5 * rng.random(Y.shape), 0.001, 0.999)
+    frames = [pd.DataFrame(v, index=IDS, columns=CLASSES) for v in (proba, Y)]
+    rows, columns = rng.permutation(60), [2, 0, 3, 1]
+    return *frames, *(frame.iloc[rows, columns] for frame in frames)
+
+
+def as_polars(frame):
+    """The same frame of polars, ids in a column."""
+    columns = {name: frame[name].to_numpy() for name in frame}
+    return pl.DataFrame({"image_id": frame.index.tolist(), **columns})
+
+
+SCORES = {
+    "fbeta_score": lambda p, y: fbeta_score(y, (p > 0.5) * 1),
+    "evaluate_sets": lambda p, y: evaluate_sets(y, (p > 0.5) * 1, p),
+    "log_loss": lambda p, y: log_loss(y, p),
+    "map": lambda p, y: mean_average_precision(y, p),
+    "bootstrap_fbeta": lambda p, y: (
+        bootstrap_fbeta(y, (p > 0.5) * 1, (p > 0.8) * 1, n=20).difference
+    ),
+    "bootstrap_map": lambda p, y: bootstrap_map(y, p, (p > 0.5) * 0.5, n=20).difference,
+    "reliability": lambda p, y: reliability_curve(p, y)["rate"].tolist(),
+    "decision": lambda p, y: FBetaDecision(strategy="global").fit(p, y).thresholds_[0],
+    "hard": lambda p, y: hard_examples(p, y)["image_id"].tolist(),
+}
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_labels_in_another_order_score_the_same(case, name):
+    """Shuffled rows or columns of one frame were scored against other images' labels."""
+    proba, Y, _, shuffled = case
+    assert SCORES[name](proba, shuffled) == SCORES[name](proba, Y)
+    assert SCORES[name](proba, shuffled.to_numpy()) != SCORES[name](proba, Y)
+
+
+def test_scores_by_bin_match_frames_too(case):
+    """The bins' codes follow the labels' columns, the other frames follow by name."""
+    proba, Y, other, _ = case
+    want = score_by_bin(Y, (proba > 0.5) * 1, proba, [0, 0, 1, 1], ["x", "y"])
+    got = score_by_bin(Y, (other > 0.5) * 1, other, [0, 0, 1, 1], ["x", "y"])
+    pd.testing.assert_frame_equal(got, want)
+
+
+@pytest.mark.parametrize("convert", [lambda frame: frame, as_polars])
+def test_classes_in_another_order_than_fit_meet_their_own_thresholds(case, convert):
+    """A class's threshold or curve was applied to another class's column."""
+    proba, Y, other, other_Y = map(convert, case)
+    rule = FBetaDecision(strategy="class", shrinkage=0).fit(proba, Y)
+    assert len(set(rule.thresholds_)) > 1
+    order = case[0].index.get_indexer(case[2].index)
+    np.testing.assert_array_equal(rule.predict(other), rule.predict(proba)[order])
+    assert rule.score(other, other_Y) == rule.score(proba, Y)
+    curve = ProbabilityCalibrator("platt", "class").fit(proba, Y)
+    np.testing.assert_array_equal(curve.transform(other), curve.transform(proba)[order])
+    shift = PriorShift().fit(proba, other_Y, other)
+    want = PriorShift().fit(proba, Y, other)
+    np.testing.assert_array_equal(shift.transform(other), want.transform(proba)[order])
+    adapter = TargetAdapter().fit(proba, Y, other, other_Y)
+    np.testing.assert_array_equal(adapter.predict_proba(other), adapter.predict_proba(proba)[order])
+
+
+def test_polars_frames_with_ids_are_scored_and_decided(case):
+    """The column of ids was taken for probabilities."""
+    proba, Y, *_ = case
+    np.testing.assert_array_equal(expected_fbeta_sets(as_polars(proba)), expected_fbeta_sets(proba))
+    assert log_loss(as_polars(Y), as_polars(proba)) == log_loss(Y, proba)
+    assert fbeta_score(as_polars(Y), as_polars(Y)) == 1
+
+
+def test_frames_without_names_are_matched_by_position(case):
+    """0, 1, 2, ... is what pandas counts by itself; such frames are arrays."""
+    proba, Y, *_ = case
+    plain = pd.DataFrame(Y.to_numpy())
+    assert log_loss(plain, proba) == log_loss(Y, proba)
+    # A fold of frames that were numbered alike.
+    part = [plain.iloc[[5, 3, 9]], plain.iloc[[9, 5, 3]]]
+    assert fbeta_score(*part) == 1
+
+
+def test_frames_of_other_images_or_classes_are_refused(case):
+    """They have the same shape, and were scored."""
+    proba, Y, *_ = case
+    rule = FBetaDecision(strategy="global").fit(proba, Y)
+    with pytest.raises(
+        ValueError, match=r"proba: 60 of 60 expected image ids are missing.*by name"
+    ):
+        log_loss(Y.rename(index=lambda name: f"x{name}"), proba)
+    with pytest.raises(ValueError, match="proba: 1 of 4 expected class names are missing"):
+        rule.predict(proba.rename(columns={"a": "z"}))
+
+
+def test_lists_of_names_are_refused_with_what_makes_a_matrix():
+    """NumPy said "inhomogeneous shape", which tells nothing about labels."""
+    with pytest.raises(ValueError, match=r"Y holds label names \('a' first\).*as_label_matrix"):
+        fbeta_score([["a", "b"], []], [["a"], []])
+    with pytest.raises(ValueError, match="y holds label names"):
+        StackingMultilabelClassifier([("tree", "drop"), ("x", FBetaDecision())]).fit(
+            [[0.1], [0.2]], [["a"], ["b", "a"]]
+        )
+
+
+def test_arrays_take_the_names_of_labels_in_a_frame(case):
+    """Arrays have neither ids nor classes: labels with both were refused as other images."""
+    proba, Y, *_ = case
+    X = {"m": proba.to_numpy(), "n": proba.to_numpy() ** 2}
+    settings = {"cv": 2, "blocks": ("logits",), "random_state": 0, "n_jobs": 1}
+    model = PairStacker(**settings).fit(X, Y)
+    assert model.classes_.tolist() == CLASSES
+    assert model.score(X, Y.iloc[:, ::-1]) == model.score(X, Y.to_numpy())
+    np.testing.assert_array_equal(
+        model.predict_proba(X), PairStacker(**settings).fit(X, Y.to_numpy()).predict_proba(X)
+    )
+    with pytest.raises(ValueError, match="kind must be of"):
+        model.predict_frame(X, kind="labels")
+
+
+def test_classes_of_a_polars_frame_are_its_columns():
+    """They came out as 0, 1, ..."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    X, Y = np.arange(20.0)[:, None], pl.DataFrame({"a": [0, 1] * 10, "b": [1, 1, 0, 0] * 5})
+    near = KNeighborsClassifier(3)
+    model = StackingMultilabelClassifier([("near", near)], near, cv=2).fit(X, Y)
+    assert model.classes_.tolist() == ["a", "b"]
