@@ -21,6 +21,7 @@ from features._pair_folder import check_output
 from features._places import as_place
 from features.assemble import BlockSpec, PairFeatures, find_block, parse_bytes, resolve_blocks
 from features.candidates import CandidateSpec, resolve_candidates
+from features.folds import check_folds
 from features.parquet import ROWS_PER_GROUP, ROWS_PER_PART, PairRows, Writer, Written, write_pairs
 from features.schema import Stack
 from features.store import FeatureStore
@@ -250,6 +251,7 @@ def _check_labelled(store: FeatureStore) -> None:
             f"the labelled images must lie in at least two folds; those of {store.path} all lie "
             f"in fold {int(fold[known][0])}. {advice}"
         )
+    check_folds(np.where(known, fold, -1), store.split_group)
 
 
 def _written_blocks(stack: Stack) -> BlockSpec:

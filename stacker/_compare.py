@@ -11,7 +11,7 @@ from scipy import sparse
 from scipy.sparse import csr_array
 from sklearn.base import clone
 
-from features.folds import make_folds
+from features.folds import check_folds, make_folds
 from features.schema import Stack
 from stacker.blend import (
     EnsembleSelection,
@@ -150,6 +150,8 @@ def nested_predictions(
 ) -> dict[str, Predictions]:
     """Nested predictions of every method for every image, in the images' order."""
     folds, codes = np.asarray(fold), None if groups is None else np.asarray(groups)
+    if codes is not None:
+        check_folds(folds, codes)
     parts: list[dict[str, Predictions]] = []
     rows: list[NDArray[np.intp]] = []
     for k in np.unique(folds):

@@ -47,7 +47,7 @@ def make_splits(
     if hasattr(cv, "split"):
         # Splitters stratify by a vector at most: they get the number of labels.
         n_labels = np.diff(labels.indptr)
-        return list(cv.split(np.zeros((probs.shape[0], 1)), n_labels, codes))
+        return _grouped(list(cv.split(np.zeros((probs.shape[0], 1)), n_labels, codes)), codes)
     fold = np.asarray(cv) if np.ndim(cv) == 1 else _random_folds(codes, cv, random_state)
     if fold.shape != (probs.shape[0],):
         raise ValueError(
@@ -55,7 +55,21 @@ def make_splits(
             f"cv.shape={fold.shape}."
         )
     folds = np.unique(fold[fold >= 0])
-    return [(np.flatnonzero(fold != f), np.flatnonzero(fold == f)) for f in folds]
+    splits = [(np.flatnonzero(fold != f), np.flatnonzero(fold == f)) for f in folds]
+    return _grouped(splits, codes)
+
+
+def _grouped(splits: list[Split], codes: NDArray[np.intp]) -> list[Split]:
+    """Refuse splits that train on images of a group that they hold out."""
+    for train, test in splits:
+        parted = np.flatnonzero(np.isin(codes[test], codes[train]))
+        if len(parted):
+            raise ValueError(
+                f"a split group must not part; image {int(np.arange(len(codes))[test][parted[0]])} "
+                "is held out while images of its group are trained on. Give cv= a number, folds of "
+                "make_folds(labels, split_group=...), or MultilabelGroupKFold."
+            )
+    return splits
 
 
 def fold_of_images(

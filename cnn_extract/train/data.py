@@ -166,6 +166,7 @@ def _open_store(
     metadata: pd.DataFrame | None,
     recipe: Recipe,
 ) -> FeatureStore:
+    from features.folds import check_folds
     from features.store import FeatureStore
 
     if not Path(wanted.out).exists():
@@ -174,6 +175,10 @@ def _open_store(
         return create_store(wanted, source, labels, metadata, {}, parents)
     store = FeatureStore.open(wanted.out, "r+")
     _refuse_other_data(store, source, labels)
+    fold = np.where(store.labels_known, store.fold, -1)
+    check_folds(fold, store.split_group)
+    if metadata is not None and "split_group" in metadata:
+        check_folds(fold, metadata["split_group"].loc[store.image_ids.tolist()].to_numpy())
     if request.folds is not None and int(store.fold.max()) + 1 != request.folds:
         raise ValueError(
             f"{store.path} has {int(store.fold.max()) + 1} folds, and --folds asks for "

@@ -1,14 +1,23 @@
 """Predictions that are not out of fold, and groups on both sides of a fold, do not go unnoticed."""
 
+import itertools
+import json
 import logging
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.sparse import csr_array
+from sklearn.model_selection import KFold
+from typer.testing import CliRunner
 
+from features.cli import app as features_app
 from features.schema import Stack
 from features.store import FeatureStore
-from stacker import PairStacker
+from stacker import FBetaDecision, PairStacker, fbeta_score
+from stacker.calibration import ProbabilityCalibrator
+from stacker.cli import app as stacker_app
 from stacker.leakage import suspect_in_sample
 
 
@@ -78,3 +87,76 @@ def test_a_group_on_both_sides_of_a_fold_is_refused(honest, slice_stack, slice_l
     )
     with pytest.raises(ValueError, match=r"group.*'g0'"):
         PairStacker(cv="store").fit(store)
+
+
+def noise_store(path, seed, **given):
+    """Make a store whose predictions know nothing of the labels."""
+    rng, n_images = np.random.default_rng(seed), 120
+    labels = (rng.random((n_images, 4)) < 0.3).astype(np.int8)
+    FeatureStore.from_arrays(
+        path,
+        image_ids=[f"{path.name}{k}" for k in range(n_images)],
+        classes=list("abcd"),
+        probabilities={m: rng.random((n_images, 4)).astype(np.float32) for m in "mn"},
+        labels=labels,
+        fold=np.arange(n_images) % 2,
+        **given,
+    )
+    return labels
+
+
+@pytest.mark.parametrize(
+    ("app", "command"),
+    [
+        (stacker_app, ["compare", "store", "--quiet"]),
+        (stacker_app, ["fit", "store", "--out", "out", "--quiet"]),
+        (stacker_app, ["tune", "store", "--out", "out", "--trials", "1", "--quiet"]),
+        (features_app, ["store", "--out", "out", "--quiet"]),
+    ],
+    ids=["stacker compare", "stacker fit", "stacker tune", "build-features"],
+)
+def test_every_command_refuses_folds_that_part_a_group(app, command, tmp_path, monkeypatch):
+    """One command takes the folds as they are, and its scores are those of training images."""
+    monkeypatch.chdir(tmp_path)
+    noise_store(tmp_path / "store", 0, split_group=[f"g{k // 2}" for k in range(120)])
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 2, done.output
+    assert "a split group must lie in one fold; 60 groups do not: 'g0', 'g1'" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore:The groups parameter is ignored by KFold")
+@pytest.mark.parametrize("cv", [KFold(3), np.arange(60) % 3], ids=["splitter", "folds"])
+@pytest.mark.parametrize("made", [FBetaDecision, ProbabilityCalibrator])
+def test_rules_and_calibration_refuse_folds_that_part_a_group(made, cv, rng):
+    """The groups that were given are left aside where the folds are given too."""
+    probs = rng.random((60, 3)).astype(np.float32)
+    labels, groups = (probs > 0.6).astype(np.int8), np.arange(60) // 2 % 29
+    with pytest.raises(ValueError, match=r"a split group must not part; image 0 is held out"):
+        made(cv=cv).fit(probs, labels, groups=groups)
+
+
+def test_noise_scores_like_the_prior_in_every_command(tmp_path, monkeypatch):
+    """A command that scores what it was fitted on shows a gain where there is nothing to learn."""
+    monkeypatch.chdir(tmp_path)
+    labels, new = noise_store(tmp_path / "store", 0), noise_store(tmp_path / "new", 1)
+    sets = [np.tile(s, (120, 1)) for s in itertools.product([0, 1], repeat=4)]
+    # Nobody who knows nothing of an image beats the best set for all, but by luck: 0.03 is a
+    # standard error.
+    most = 0.06 + max(fbeta_score(y, s) for y in (labels, new) for s in sets)
+    assert most < 0.7
+    run = {
+        "compare": ["compare", "store", "--json", "c.json", "--quiet"],
+        "fit": ["fit", "store", "--out", "model", "--quiet"],
+        "tune": ["tune", "store", "--out", "tuned", "--trials", "1", "--quiet"],
+        "evaluate": ["evaluate", "model", "new", "--quiet"],
+    }
+    for name, command in run.items():
+        done = CliRunner().invoke(stacker_app, command)
+        assert done.exit_code == 0, done.output
+        # The first number of a line is F2 (samples): of a method, or of the stack out of fold.
+        told = [float(x) for x in re.findall(r"^│[^│\d]*│\s+([01]\.\d{4}) ", done.stdout, re.M)]
+        if name == "compare":
+            told = list(json.loads(Path("c.json").read_text())["scores"].values())
+        assert len(told) >= 2, (name, done.stdout)
+        assert max(told) < most, (name, told)

@@ -8,8 +8,11 @@ import torch
 from PIL import Image
 
 from cnn_extract.train.checkpoint import read_model
+from cnn_extract.train.data import load_data
+from cnn_extract.train.presets import find_recipe
 from cnn_extract.train.request import TrainRequest
 from cnn_extract.train.run import train
+from features.store import FeatureStore
 from tests.cnn_extract.conftest import picture
 from tests.cnn_extract.train.conftest import (
     RECIPE,
@@ -228,3 +231,22 @@ def test_only_head_leaves_the_backbone_as_it_was(request_of, silent, tmp_path):
     given = torch.load(source)
     for name in ("conv1.0.weight", "layer4.0.bn1.running_mean", "bn1.weight"):
         assert torch.equal(state[f"backbone.{name}"], given[name])
+
+
+def test_a_stores_folds_that_part_a_group_are_refused(request_of, silent, tmp_path):
+    """Out-of-fold predictions of images whose near-duplicates were trained on."""
+    request = request_of()
+    recipe = find_recipe(request.recipe)
+    load_data(request, recipe, silent)
+    groups = [f"g{k // 2}" for k in range(16)]
+    meta = write_table(
+        tmp_path / "meta.csv",
+        ["image_id", "split_group"],
+        [[f"i{k:03}", group] for k, group in enumerate(groups)],
+    )
+    refused = r"a split group must lie in one fold; \d groups do not"
+    with pytest.raises(ValueError, match=refused):
+        load_data(replace(request, metadata=meta), recipe, silent)
+    FeatureStore.open(request.out / "store", "r+").set_split_group(groups)
+    with pytest.raises(ValueError, match=refused):
+        load_data(request, recipe, silent)
