@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -63,16 +63,21 @@ class LabelFile:
             "--classes)."
         )
 
+    def _order(self, ids: NDArray[np.str_]) -> NDArray[np.intp] | None:
+        try:
+            return checks.positions(ids, self.image_ids, what="image id", where=f"ids: {self.path}")
+        except ValueError as error:
+            raise ValueError(f"{error}{_hint_of_ids(ids, self.image_ids)}") from error
+
     def matrix(self, ids: NDArray[np.str_], classes: NDArray[np.str_]) -> NDArray[np.int8]:
         """Labels as a 0/1 array in the order of ids and classes, (n_images, n_classes)."""
-        where = f"ids: {self.path}"
-        order = checks.positions(ids, self.image_ids, what="image id", where=where)
+        order = self._order(ids)
         strange = sorted(set(self.names) - set(classes.tolist()))
         if strange:
             raise ValueError(
                 f"classes: {self.path} has {len(strange):,} labels that are no class of the "
                 f"predictions, first: {checks.first_few(strange)}; these are "
-                f"{checks.first_few(classes, 3)}."
+                f"{checks.first_few(classes, 3)}.{_hint_of_separator(strange, classes)}"
             )
         labels: Any = self.table
         if self.table is None:
@@ -81,6 +86,25 @@ class LabelFile:
             labels = self.table.reindex(columns=classes, fill_value=0).to_numpy()
         found = as_label_matrix(labels, classes=classes, n_images=len(self.image_ids)).toarray()
         return found if order is None else found[order]
+
+
+def _hint_of_ids(wanted: NDArray[np.str_], given: NDArray[np.str_]) -> str:
+    """Say what would make ids agree: one side has folders or file endings."""
+
+    def bare(names: NDArray[np.str_]) -> set[str]:
+        return {PurePath(name).stem for name in names.tolist()}
+
+    if bare(wanted) != bare(given):
+        return ""
+    return " Without folders and file endings they agree: leave these out on both sides."
+
+
+def _hint_of_separator(strange: list[str], classes: NDArray[np.str_]) -> str:
+    known = set(classes.tolist())
+    for separator in ",;|":
+        if any(separator in name and known.issuperset(name.split(separator)) for name in strange):
+            return f" Labels are separated by spaces: replace {separator!r} by a space."
+    return ""
 
 
 def read_label_file(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from features import _checks as checks
 from features._label_files import LabelFile, read_label_file, read_names
+from features._order_checks import exchanged_columns, fit_of_labels, is_ordered
 from features._predictions import (
     Predictions,
     id_column_of,
@@ -27,10 +28,8 @@ from features.store import FeatureStore
 
 __all__ = ["find_files", "import_predictions", "read_predictions"]
 
-# Share of classes whose positives must look more probable than the others, and how many standard
-# errors more over all classes; unrelated rows give about a half, and 0.
-LEAST_ORDERED, LEAST_Z = 0.65, 4.0
-FEWEST_CLASSES = 5  # with fewer the share says little
+# Values no further outside [0, 1] are rounding, not logits.
+ROUNDING = 1e-3
 
 Ask = Callable[[str], bool]
 Say = Callable[[str], None]
@@ -187,14 +186,17 @@ def import_predictions(
     known = _read_models(out_of_fold, how)
     new = _read_models(test or {}, how)
     _same_models(known, new)
+    given_ids, given_new = read_names(image_ids), read_names(test_ids)
+    known = _upright(known, truth.image_ids if given_ids is None else given_ids, how)
+    new = _upright(new, given_new, how)
     names = _class_names(known, truth, classes, how)
-    ids = _row_names(known, read_names(image_ids), truth.image_ids, "labels", how)
-    new_ids = _row_names(new, read_names(test_ids), None, "test", how) if new else None
+    ids = _row_names(known, given_ids, truth.image_ids, "labels", how)
+    new_ids = _row_names(new, given_new, None, "test", how) if new else None
     _refuse_shared(ids, new_ids)
     probs = {model: _in_order(values, ids, names, model, how) for model, values in known.items()}
     Y = truth.matrix(ids, names)
     if check_order:
-        _check_order(probs, Y, how)
+        _check_order(probs, Y, names, how)
     if new_ids is not None:
         for model, values in new.items():
             own = _in_order(values, new_ids, names, f"{model} (test)", how)
@@ -232,19 +234,45 @@ def _same_models(known: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         )
 
 
+def _upright(
+    models: dict[str, Predictions], ids: NDArray[np.str_] | None, how: _Request
+) -> dict[str, Predictions]:
+    """Turn predictions round that hold classes by images, if that is what is wanted."""
+    return models if ids is None else {m: _turned(m, v, ids, how) for m, v in models.items()}
+
+
+def _turned(model: str, values: Predictions, ids: NDArray[np.str_], how: _Request) -> Predictions:
+    if isinstance(values, pd.DataFrame):
+        lying = bool(pd.Index(ids).isin(values.columns.astype(str)).all())
+    else:
+        lying = values.ndim == 2 and values.shape[1] == len(ids) != values.shape[0]
+    if not lying:
+        return values
+    found = (
+        f"shapes: model {model!r} has shape {values.shape}, and there are {len(ids):,} images: "
+        "its columns are the images, its rows the classes."
+    )
+    if not how.ask(f"{found} Shall it be transposed?"):
+        raise ValueError(f"{found} Save it transposed (values.T).")
+    how.say(f"model {model!r} was transposed")
+    return values.T
+
+
 def _class_names(
     known: Mapping[str, Predictions], truth: LabelFile, classes: Any, how: _Request
 ) -> NDArray[np.str_]:
     """Names of the columns: given, in a file, or read off the labels."""
     named = next((v for v in known.values() if isinstance(v, pd.DataFrame)), None)
-    n_columns = next(iter(known.values())).shape[1]
+    first = next(iter(known))
+    n_columns = known[first].shape[1]
     given = read_names(classes)
     if given is None and named is not None:
         return checks.as_names(named.columns, "class name")
     if given is not None:
         if len(given) != n_columns:
             raise ValueError(
-                f"classes: {len(given):,} names for {n_columns:,} columns of predictions."
+                f"classes: {len(given):,} names for the {n_columns:,} columns of model {first!r}, "
+                f"whose shape is {known[first].shape}. Give one name a column, in their order."
             )
         return checks.as_names(given, "class name")
     names, why = truth.guess_classes(n_columns)
@@ -304,16 +332,25 @@ def _in_order(
             f"shapes: {where} has shape {array.shape}; expected are {len(ids):,} images and "
             f"{len(names):,} classes."
         )
-    return _in_range(checks.as_float(array, where).astype(np.float32), where, how)
+    array = checks.as_float(array, where).astype(np.float32)
+    if not np.isfinite(array).all():
+        row, column = np.argwhere(~np.isfinite(array))[0]
+        raise ValueError(
+            f"range: {where} has NaN or infinity, first: image {str(ids[row])!r}, class "
+            f"{str(names[column])!r}. Predict these images again."
+        )
+    return _in_range(array, where, how)
 
 
 def _in_range(array: NDArray[np.float32], where: str, how: _Request) -> NDArray[np.float32]:
-    if not np.isfinite(array).all():
-        row, column = np.argwhere(~np.isfinite(array))[0]
-        raise ValueError(f"range: {where} has NaN or infinity, first in row {row}, column {column}")
     low, high = float(array.min()), float(array.max())
     if low >= 0 and high <= 1:
         return array
+    if low >= -ROUNDING and high <= 1 + ROUNDING:
+        raise ValueError(
+            f"range: {where} has values from {low:.9g} to {high:.9g}, just outside [0, 1]: clip "
+            "them (np.clip(values, 0, 1))."
+        )
     found = f"range: {where} has values from {low:.4g} to {high:.4g}, not probabilities"
     if high <= 0 or low >= 0:
         hint = "exponentiate log-probabilities" if high <= 0 else "divide percentages by 100"
@@ -324,29 +361,39 @@ def _in_range(array: NDArray[np.float32], where: str, how: _Request) -> NDArray[
     return sigmoid(array)
 
 
-def _check_order(probs: Mapping[str, NDArray[Any]], Y: NDArray[np.int8], how: _Request) -> None:
+def _check_order(
+    probs: Mapping[str, NDArray[Any]],
+    Y: NDArray[np.int8],
+    names: NDArray[np.str_],
+    how: _Request,
+) -> None:
     """Refuse a model whose positives look no more probable than its negatives."""
-    n_positive = Y.sum(axis=0)
-    some = np.flatnonzero((n_positive > 0) & (n_positive < len(Y)))
-    if len(some) < FEWEST_CLASSES:
-        return
-    n = n_positive[some]
     for model, values in probs.items():
-        seen = values[:, some]
-        gain = np.einsum("ic,ic->c", seen, Y[:, some]) / n - seen.mean(axis=0, dtype=np.float64)
-        # Of the mean of n out of N values, drawn without replacement.
-        error = seen.std(axis=0, dtype=np.float64) * np.sqrt((len(Y) - n) / (n * (len(Y) - 1)))
-        z = float((gain / np.maximum(error, 1e-12)).sum() / np.sqrt(len(some)))
-        share = float((gain > 0).mean())
-        if share >= LEAST_ORDERED and z >= LEAST_Z:
-            continue
-        found = (
+        for found in _doubts(model, values, Y, names):
+            if not how.ask(f"{found} Import it all the same?"):
+                raise ValueError(
+                    f"{found} Give ids and classes (or check_order=False, --any-order)."
+                )
+
+
+def _doubts(
+    model: str, values: NDArray[Any], Y: NDArray[np.int8], names: NDArray[np.str_]
+) -> Iterator[str]:
+    fit = fit_of_labels(values, Y)
+    if fit is not None and not is_ordered(*fit[:2]):
+        share, z, n_classes = fit
+        yield (
             f"order: model {model!r} gives true labels a higher probability than others in "
-            f"{share:.0%} of {len(some):,} classes, {z:.1f} standard errors from chance. Are its "
+            f"{share:.0%} of {n_classes:,} classes, {z:.1f} standard errors from chance. Are its "
             "rows in the order of the ids, its columns in the order of the classes?"
         )
-        if not how.ask(f"{found} Import it all the same?"):
-            raise ValueError(f"{found} Give ids and classes (or check_order=False, --any-order).")
+    exchanged = exchanged_columns(values, Y)
+    if exchanged:
+        pairs = ", ".join(f"{str(names[a])!r} with {str(names[b])!r}" for a, b in exchanged[:3])
+        yield (
+            f"order: columns of model {model!r} fit each other's labels much better than their "
+            f"own: {pairs} ({len(exchanged):,} in all). Are these columns exchanged?"
+        )
 
 
 def _extra(metadata: str | Path | None, ids: NDArray[np.str_], how: _Request) -> dict[str, Any]:

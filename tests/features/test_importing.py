@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from features._order_checks import exchanged_columns
 from features.importing import find_files, import_predictions, read_predictions
 
 CLASSES = ["bee", "cat", "dog", "owl", "pig", "yak"]
@@ -111,7 +112,21 @@ def test_wide_labels_and_numbered_labels_name_the_classes(case):
         (lambda v: np.log(v / (1 - v)), "range: model 'b' has values from -.*sigmoid"),
         (lambda v: v * 100, "divide percentages by 100"),
         (lambda v: np.log(v), "exponentiate log-probabilities"),
-        (lambda v: np.where(v > 0.9, np.nan, v), "range: model 'b' has NaN or infinity"),
+        (
+            lambda v: np.where(np.arange(v.size).reshape(v.shape) == 13, np.nan, v),
+            "model 'b' has NaN or infinity, first: image 'im2', class 'cat'",
+        ),
+        (lambda v: v.T, r"shapes: model 'b' has shape \(6, 60\).* transposed"),
+        (
+            lambda v: pd.DataFrame(v.T, CLASSES, [f"im{i}" for i in range(60)]),
+            "shapes: model 'b'.* transposed",
+        ),
+        (lambda v: v * (1 + 1e-6) / v.max(), r"to 1\.00000\d+, just outside.*clip"),
+        (lambda v: v - v.min() - 1e-6, r"from -\d.*e-07 to .* just outside.*clip"),
+        (
+            lambda v: v[:, [0, 4, 2, 3, 1, 5]],
+            r"order: columns of model 'b' fit.* own: 'cat' with 'pig' \(1",
+        ),
         (lambda v: v[::-1].copy(), "order: model 'b' gives true labels a higher probability"),
         (
             lambda v: np.roll(v, 1, axis=1),
@@ -136,7 +151,7 @@ def test_names_that_do_not_fit_are_told(case):
         import_predictions(out, case["oof"], labels, test={"a": case["test"]["a"]})
     with pytest.raises(ValueError, match=r"classes: .*'bee'"):
         import_predictions(out, case["oof"], labels, classes=["x", *CLASSES[1:]])
-    with pytest.raises(ValueError, match="classes: 5 names for 6 columns"):
+    with pytest.raises(ValueError, match=r"classes: 5 names for the 6 columns of model 'a'"):
         import_predictions(out, case["oof"], labels, classes=CLASSES[1:])
     frame = pd.DataFrame(case["oof"]["a"], case["ids"], CLASSES)
     more = pd.concat([frame, frame.iloc[:1].rename(index={"im0": "new"})])
@@ -146,6 +161,48 @@ def test_names_that_do_not_fit_are_told(case):
         import_predictions(
             out, case["oof"], labels, test=case["test"], test_ids=case["ids"][:20].tolist()
         )
+
+
+def test_ids_and_labels_that_nearly_agree_come_with_what_is_missing(case):
+    """Ids with a file ending and labels joined by commas were only listed."""
+    out, path = case["folder"] / "s", case["folder"] / "labels.csv"
+    frame = pd.DataFrame(case["oof"]["a"], case["ids"], CLASSES)
+    with pytest.raises(ValueError, match="Without folders and file endings they agree"):
+        import_predictions(out, {"a": frame.rename(index=lambda i: f"train/{i}.png")}, path)
+    with pytest.raises(ValueError, match=r"are missing.*more\.$"):
+        import_predictions(out, {"a": frame.rename(index=lambda i: f"x{i}")}, path)
+    labels = pd.read_csv(path)
+    labels["attribute_ids"] = labels["attribute_ids"].str.replace(" ", ",")
+    labels.to_csv(path, index=False)
+    with pytest.raises(ValueError, match="replace ',' by a space"):
+        import_predictions(out, {"a": frame}, path)
+
+
+def test_transposed_predictions_are_turned_when_agreed_to(case):
+    """The question names the mismatch; the answer yes repairs labelled and test images."""
+    path = case["folder"] / "s"
+    store = import_predictions(
+        path,
+        {m: v.T for m, v in case["oof"].items()},
+        case["folder"] / "labels.csv",
+        test={m: v.T for m, v in case["test"].items()},
+        test_ids=[f"new{i}" for i in range(20)],
+        ask=lambda question: "transposed?" in question,
+    )
+    for model, values in case["oof"].items():
+        both = np.concatenate([values, case["test"][model]])
+        np.testing.assert_array_equal(store.probability_array(model), both)
+
+
+def test_columns_of_labels_that_come_together_are_not_taken_for_exchanged():
+    """A class that never comes without another is predicted by that one's column, too."""
+    rng = np.random.default_rng(0)
+    Y = (rng.random((400, 8)) < 0.3).astype(np.int8)
+    Y[:, 1] = Y[:, 0] & (rng.random(400) < 0.3)
+    values = (0.5 * Y + 0.5 * rng.random(Y.shape)).astype(np.float32)
+    values[:, 1] = rng.random(400)  # its own column knows nothing
+    assert exchanged_columns(values, Y) == []
+    assert exchanged_columns(values[:, [0, 1, 2, 7, 4, 6, 5, 3]], Y) == [(3, 7), (5, 6)]
 
 
 def test_a_repair_is_made_when_asked_for_or_agreed_to(case):
