@@ -282,10 +282,11 @@ def write_csv(frame: pd.DataFrame, path: str | Path) -> None:
     ...     Path(folder, "folds.csv").read_text()
     'image_id,fold\na,0\n'
     """
-    final = Path(path)
-    temporary = final.with_name(f".{final.name}.{os.getpid()}.partial")
-    try:
-        frame.to_csv(temporary)
-        temporary.replace(final)
-    finally:
-        temporary.unlink(missing_ok=True)
+    from features._locks import leased_name
+    from features._tables import quoting
+
+    with leased_name(Path(path)) as temporary:
+        frame.to_csv(temporary, **quoting(frame))
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)

@@ -70,6 +70,7 @@ def as_names(values: ArrayLike | pd.Index, what: str, *, unique: bool = True) ->
         texts = [v.decode() if isinstance(v, bytes) else str(v) for v in raw.tolist()]
         _check_lengths(texts, what)
         names = np.array(texts, dtype=np.str_) if texts else np.empty(0, dtype="<U1")
+    _check_encoding(names, what)
     _check_names(names, what, unique=unique)
     return names
 
@@ -86,6 +87,18 @@ def _check_lengths(texts: Sequence[str], what: str) -> None:
     nul = [t for t in texts if "\0" in t]
     if nul:
         raise ValueError(f"a {what} may not hold a NUL character; found {first_few(nul)}")
+
+
+def _check_encoding(names: NDArray[np.str_], what: str) -> None:
+    """Refuse half characters, which no file can hold: file names that are no UTF-8 have them."""
+    try:
+        "".join(names.tolist()).encode()
+    except UnicodeEncodeError:
+        # Joined, two halves make no whole: each is looked at by itself.
+        odd = [name for name in names.tolist() if any("\ud800" <= c <= "\udfff" for c in name)]
+        raise ValueError(
+            f"a {what} must be text that UTF-8 can hold; {odd[0]!a} is not. Rename it."
+        ) from None
 
 
 def _check_names(names: NDArray[np.str_], what: str, *, unique: bool) -> None:

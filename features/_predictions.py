@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import lzma
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any, TypeAlias
@@ -35,7 +37,7 @@ CLASS_NAMES = ("class", "classes", "class_name", "class_names")
 # What NumPy and zipfile say of files that were changed or cut.
 DAMAGES = (
     *(ValueError, EOFError, OSError, KeyError, RuntimeError, OverflowError, TypeError),
-    *(zipfile.BadZipFile, zlib.error, SyntaxError, TokenError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, SyntaxError, TokenError),
 )
 NOISE = {"oof", "test", "train", "val", "valid", "pred", "preds", "predictions", "probs"}
 
@@ -134,9 +136,21 @@ def load_array(path: Path) -> NDArray[Any]:
     return array
 
 
+@contextmanager
+def _memory_named(path: Path) -> Iterator[None]:
+    """Say which file asks for more memory than there is: most likely its header lies."""
+    try:
+        yield
+    except MemoryError as error:
+        raise MemoryError(
+            f"{path} does not fit into memory, or is damaged: {error or 'out of memory'}"
+        ) from error
+
+
 def _load(path: Path) -> Any:
     try:
-        return np.load(path, allow_pickle=False)
+        with _memory_named(path):
+            return np.load(path, allow_pickle=False)
     except DAMAGES as error:
         raise ValueError(
             f"{path} holds Python objects, or is no NumPy file ({error}). Save plain numbers or "
@@ -150,7 +164,8 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
         raise ValueError(f"{path} is one array, not several: name it .npy.")
     with bundle:
         try:
-            return {key: bundle[key] for key in bundle.files}
+            with _memory_named(path):
+                return {key: bundle[key] for key in bundle.files}
         except DAMAGES as error:
             raise ValueError(
                 f"{path} holds Python objects, or is damaged ({error}); save plain arrays."
@@ -165,17 +180,27 @@ def _read_hdf5(path: Path) -> dict[str, NDArray[Any]]:
             "reading HDF5 needs h5py: pip install 'pairstack[hdf5]'"
         ) from error
     found: dict[str, NDArray[Any]] = {}
+    elsewhere: list[str] = []
 
     def take(name: str, node: Any) -> None:
         if isinstance(node, h5py.Dataset):
+            if node.external or node.is_virtual:
+                elsewhere.append(name)
+                return
             text = h5py.check_string_dtype(node.dtype) is not None
             found[name] = np.asarray(node.asstr()[...] if text else node[...])
 
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r") as file, _memory_named(path):
             file.visititems(take)
     except (OSError, KeyError, RuntimeError) as error:
         raise ValueError(f"{path} is no HDF5 file, or damaged: {error}") from error
+    if elsewhere:
+        # It may name any file of the user, /etc/passwd too.
+        raise ValueError(
+            f"{path}: the values of array {elsewhere[0]!r} lie in other files, which are not "
+            "read. Copy them into this one."
+        )
     return found
 
 

@@ -21,6 +21,8 @@ __all__ = [
     "file_named",
     "gather",
     "header",
+    "numbers",
+    "quoting",
     "read_metadata",
 ]
 
@@ -98,7 +100,7 @@ def gather(
     """Read all tables; the first model's file gives the order of images and classes."""
     if not probabilities:
         raise ValueError("name at least one model and its file, for example {'se101': 'a.csv'}")
-    frames = {model: _numbers(read(path), path) for model, path in probabilities.items()}
+    frames = {model: numbers(read(path), path) for model, path in probabilities.items()}
     first = next(iter(frames.values()))
     given: dict[str, Any] = {
         "image_ids": first.index,
@@ -151,18 +153,34 @@ def read_metadata(table: pd.DataFrame, image_ids: pd.Index, path: Any) -> dict[s
     return given
 
 
-def _numbers(frame: pd.DataFrame, path: Any) -> pd.DataFrame:
+def numbers(frame: pd.DataFrame, path: Any) -> pd.DataFrame:
     """Make the columns float32; refuse one that is not numeric, naming the first cell."""
     if not len(frame.columns):
         raise ValueError(f"{path}: there is no class column beside the image ids")
     for name in frame.columns[[not pd.api.types.is_numeric_dtype(t) for t in frame.dtypes]]:
-        numbers = pd.to_numeric(frame[name], errors="coerce")
-        wrong = frame.index[numbers.isna() & frame[name].notna()]
+        read = pd.to_numeric(frame[name], errors="coerce")
+        wrong = frame.index[read.isna() & frame[name].notna()]
         raise ValueError(
             f"{path}: column {name!r} must hold numbers; image {wrong[0]!r} has "
             f"{frame.loc[wrong[0], name]!r}"
         )
     return frame.astype(np.float32)
+
+
+def quoting(frame: pd.DataFrame) -> dict[str, Any]:
+    r"""Tell `to_csv` what it takes that every name is read again as it is.
+
+    Python quotes a cell that holds the line end it writes, which is not every line end it reads.
+
+    Examples
+    --------
+    >>> quoting(pd.DataFrame({"a": [1]}, index=["i"]))
+    {'lineterminator': '\n'}
+    """
+    parts: list[Any] = [frame.index, frame.columns]
+    parts += [frame.iloc[:, k] for k, kind in enumerate(frame.dtypes) if kind.kind not in "biuf"]
+    odd = any("\r" in text for part in parts for text in part if isinstance(text, str))
+    return {"lineterminator": "\n"} | ({"quoting": csv.QUOTE_NONNUMERIC} if odd else {})
 
 
 def header(path: str | os.PathLike[str]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from features._tables import quoting
 from features.store import FeatureStore
 from stacker._evaluate import training_labels
 from stacker.blend import LogitMeanBlend
@@ -117,4 +118,4 @@ def write_tables(folder: Path, tables: dict[str, pd.DataFrame]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         rounded = table.round(dict.fromkeys(table.select_dtypes(np.number), 4))
-        rounded.to_csv(folder / name, index=False, lineterminator="\n")
+        rounded.to_csv(folder / name, index=False, **quoting(rounded))

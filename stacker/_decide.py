@@ -8,7 +8,10 @@ import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from features._checks import check_probabilities
+from features._tables import CsvReader, ParquetReader, numbers
 from stacker.decision import FBetaDecision
+from stacker.submission import write_submission
 
 __all__ = ["decide_file"]
 
@@ -51,10 +54,11 @@ def decide_file(
     Raises
     ------
     ValueError
-        For ids that repeat, labels of unknown images or classes, or values outside [0, 1].
+        For ids that repeat, labels of unknown images or classes, values outside [0, 1], and class
+        names with spaces, which nobody could tell apart in the output.
     """
-    table = _read(probs, id_column)
-    truth = _read(labels, id_column)
+    table = numbers(_read(probs, id_column), probs)
+    truth = _read(labels, id_column, text=(labels_column, group_column))
     missing = sorted(set(truth.index) - set(table.index))
     if missing:
         raise ValueError(
@@ -65,36 +69,29 @@ def decide_file(
         raise ValueError(
             f"{labels} must have a column {labels_column!r}. Got {list(truth.columns)}."
         )
-    names = np.array([str(name) for name in table.columns])
+    names, ids = (np.array(part.tolist(), dtype=np.str_) for part in (table.columns, table.index))
+    check_probabilities(table.to_numpy(), model=Path(probs).name, image_ids=ids, classes=names)
     parameters.setdefault("class_groups", [n.split("::")[0] if "::" in n else "" for n in names])
     Y = _indicator(truth[labels_column], names, str(labels))
     groups = truth[group_column].to_numpy() if group_column in truth.columns else None
     decision = FBetaDecision(**parameters)
-    decision.fit(table.loc[truth.index].to_numpy(np.float32), Y, groups=groups)
-    sets = decision.predict(table.to_numpy(np.float32))
-    _write(sets, table.index, names, Path(out), id_column, labels_column)
+    decision.fit(table.loc[truth.index].to_numpy(), Y, groups=groups)
+    sets = decision.predict(table.to_numpy())
+    write_submission(
+        out,
+        sets,
+        image_ids=ids,
+        classes=names,
+        id_column=id_column,
+        label_column=labels_column,
+        force=True,
+    )
     return _summary(decision, sets, len(truth))
 
 
-def _read(path: str | Path, id_column: str) -> pd.DataFrame:
-    path = Path(path)
-    if path.suffix == ".parquet":
-        frame = pd.read_parquet(path)
-    else:
-        frame = pd.read_csv(path, dtype={id_column: str})
-    if id_column not in frame.columns:
-        if frame.index.name != id_column:
-            raise ValueError(
-                f"{path} must have a column {id_column!r}. Got {list(frame.columns)[:5]}."
-            )
-        frame = frame.reset_index()
-    frame[id_column] = frame[id_column].astype(str)
-    repeated = frame[id_column][frame[id_column].duplicated()]
-    if len(repeated):
-        raise ValueError(
-            f"{path} repeats {len(repeated):,} image ids, first: {repeated.iloc[0]!r}."
-        )
-    return frame.set_index(id_column)
+def _read(path: str | Path, id_column: str, text: tuple[str, ...] = ()) -> pd.DataFrame:
+    reader = ParquetReader if Path(path).suffix == ".parquet" else CsvReader
+    return reader(id_column)(path, text=text)
 
 
 def _indicator(cells: "pd.Series[Any]", names: NDArray[Any], path: str) -> sp.csr_array:
@@ -112,21 +109,6 @@ def _indicator(cells: "pd.Series[Any]", names: NDArray[Any], path: str) -> sp.cs
     indices = np.array([c for row in columns for c in row], dtype=np.int64)
     ones = np.ones(len(indices), np.int8)
     return sp.csr_array((ones, indices, indptr), shape=(len(words), len(names)))
-
-
-def _write(
-    sets: NDArray[np.int8],
-    ids: "pd.Index[Any]",
-    names: NDArray[Any],
-    out: Path,
-    id_column: str,
-    labels_column: str,
-) -> None:
-    chosen = [" ".join(names[np.flatnonzero(row)]) for row in sets]
-    frame = pd.DataFrame({id_column: ids, labels_column: chosen})
-    temporary = out.with_name(out.name + ".part")
-    frame.to_csv(temporary, index=False)
-    temporary.replace(out)
 
 
 def _summary(decision: FBetaDecision, sets: NDArray[np.int8], n_labelled: int) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-import pandas as pd
 import typer
 
 from stacker._options import Dask, Force, Model, Quiet, Store
@@ -81,8 +80,9 @@ def _choose_images(store: FeatureStore, like: Path | None, *, everything: bool) 
     """Images to predict: those of a sample submission, else those without labels, or all."""
     whole = store.without_skipped()
     if like is not None:
-        sample = pd.read_csv(like, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-        return whole.subset(sample.iloc[:, 0].to_numpy(dtype=np.str_))
+        from stacker.submission import read_sample
+
+        return whole.subset(read_sample(like)[1])
     wanted = np.ones(whole.n_images, dtype=bool) if everything else ~whole.labels_known
     if not wanted.any():
         raise ValueError(f"every image of {store.path} has labels. Give --all to predict them too.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
+from features._tables import file_named, quoting
 from stacker._output import temporary_beside
 
-__all__ = ["FORMS", "write_submission"]
+__all__ = ["FORMS", "read_sample", "write_submission"]
 
 FORMS = ("joined", "wide")
 
@@ -79,7 +79,7 @@ def write_submission(
     ... ).read_text()
     'image_id,cat,dog\ni,1,1\nj,0,0\n'
     """
-    header, wanted = ([id_column, label_column], None) if like is None else _read_sample(like)
+    header, wanted = ([id_column, label_column], None) if like is None else read_sample(like)
     form = form or ("joined" if len(header) == 2 else "wide")
     if form not in FORMS:
         raise ValueError(f"form must be of {FORMS}. Got {form!r} instead.")
@@ -88,8 +88,9 @@ def write_submission(
     if wanted is not None:
         rows = rows.of_images(wanted, like)
     if form == "joined":
-        lines = zip(rows.ids.tolist(), rows.texts(separator), strict=True)
-        return _write(Path(path), header[:2], lines, force=force)
+        frame = pd.DataFrame({"id": rows.ids, "texts": rows.texts(separator)})
+        frame.columns = pd.Index(header[:2])
+        return _write(Path(path), frame, force=force, index=False)
     names = header[1:] if like is not None and len(header) > 2 else None
     columns, values = rows.columns(names)
     return _write_wide(Path(path), header[0], rows.ids, columns, values, force=force)
@@ -133,7 +134,13 @@ class _LabelRows:
     def texts(self, separator: str) -> list[str]:
         """Labels of each image, joined."""
         lists = self._as_lists() if self.lists is None else self.lists
-        bad = [name for name in {n for names in lists for n in names} if separator in name]
+        # Readers part at any space: a line end in a name makes two labels of it, too.
+        spaces = separator.isspace()
+        bad = [
+            name
+            for name in sorted({n for names in lists for n in names})
+            if separator in name or (spaces and name.split() != [name])
+        ]
         if bad:
             raise ValueError(
                 f"class {bad[0]!r} holds the separator {separator!r} that joins labels: give "
@@ -203,23 +210,20 @@ def _matrix_of(lists: list[list[str]], index: pd.Index) -> NDArray[np.int8]:
     return values
 
 
-def _read_sample(path: str | Path) -> tuple[list[str], NDArray[np.str_]]:
+def read_sample(path: str | Path) -> tuple[list[str], NDArray[np.str_]]:
+    """Columns of a sample submission, and its image ids."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    with file_named(path):
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     if frame.shape[1] < 2:
         raise ValueError(f"{path} must have an id column and more; it has {list(frame.columns)}.")
     return [str(c) for c in frame.columns], frame.iloc[:, 0].to_numpy(dtype=np.str_)
 
 
-def _write(path: Path, header: Sequence[str], lines: Any, *, force: bool) -> Path:
-    with (
-        temporary_beside(path, force=force) as name,
-        name.open("w", encoding="utf-8", newline="") as file,
-    ):
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(lines)
+def _write(path: Path, frame: pd.DataFrame, *, force: bool, **how: Any) -> Path:
+    with temporary_beside(path, force=force) as name:
+        frame.to_csv(name, **how, **quoting(frame))
     return path
 
 
@@ -236,6 +240,4 @@ def _write_wide(
     if values.dtype.kind == "b":
         values = values.astype(np.int8)
     frame = pd.DataFrame(values, index=pd.Index(ids, name=id_column), columns=columns)
-    with temporary_beside(path, force=force) as name:
-        frame.to_csv(name, lineterminator="\n", float_format="%.6g")
-    return path
+    return _write(path, frame, force=force, float_format="%.6g")

@@ -79,7 +79,7 @@ def test_table_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path.write_text("image_id\na\n")
     frame = read_metadata(path)
 
-    def fail(self, target):
+    def fail(self, target, **options):
         target.write_text("half")
         raise OSError("disk full")
 

@@ -103,7 +103,7 @@ CALLS = {
     ),
     "infinite": (
         lambda: import_of(np.where(PROBS == 1, np.inf, PROBS)),
-        "range: .* has NaN or infinity, first in row 5, column 1",
+        "range: model 'm' has NaN or infinity, first: image 'z', class 'b'",
     ),
     "percent": (
         lambda: import_of(PROBS * 100),

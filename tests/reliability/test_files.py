@@ -12,12 +12,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from cnn_extract.images import ImageError, decode_image, open_images
 from cnn_extract.run import match_ids
 from cnn_extract.tables import read_labels, read_metadata
 from features._console import Reporter
+from features.importing import read_predictions
+from features.schema import Stack
 from features.store import FeatureStore
+from stacker import write_submission
+from stacker.cli import app
 
 
 def png(width=4, height=3, mode="RGB", **options):
@@ -332,3 +337,60 @@ def test_a_metadata_file_with_formula_cells_is_data(tmp_path):
     """A cell that a spreadsheet would run is changed on the way in."""
     (tmp_path / "m.csv").write_text("image_id,note\na,=cmd|' /C calc'!A0\n")
     assert read_metadata(tmp_path / "m.csv")["note"].tolist() == ["=cmd|' /C calc'!A0"]
+
+
+CELLS = ["=1+1", "@SUM(A1)", "+3", "-2", "line\nend", "car\rriage", 'q"uote', "a,b", "a;b", "\ttab"]
+
+
+def test_names_go_out_as_they_came_in(tmp_path):
+    """Formulas are quoted away, line ends part a row: the predictions are of other images."""
+    path = write_submission(tmp_path / "p.csv", [["=cmd|'/C_calc'!A0"]] * 10, image_ids=CELLS)
+    again = read_labels(path)
+    assert list(again.image_ids) == CELLS
+    assert set(again.lists) == {("=cmd|'/C_calc'!A0",)}
+    wide = np.full((10, 2), 0.5)
+    path = write_submission(
+        tmp_path / "w.csv", wide, image_ids=CELLS, classes=["=1+1", "b\nc"], form="wide"
+    )
+    frame = pd.DataFrame(wide, pd.Index(CELLS, name="image_id"), ["=1+1", "b\nc"])
+    pd.testing.assert_frame_equal(next(iter(read_predictions(path).values())), frame)
+
+
+@pytest.mark.parametrize("name", ["b c", "b\nc", "b\tc", "b\u2003c"])
+def test_a_class_with_any_space_is_not_written_as_two(tmp_path, name):
+    """Readers part labels at every kind of space."""
+    with pytest.raises(ValueError, match="holds the separator"):
+        write_submission(tmp_path / "p.csv", [[name]], image_ids=["i"])
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfei\0d\0", b"", b"id,labels\na,b,c\nd\n"])
+def test_a_sample_submission_that_cannot_be_read_is_named(tmp_path, content):
+    """The message was that of a codec, without the file."""
+    (tmp_path / "sample.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=r"sample\.csv"):
+        write_submission(tmp_path / "p.csv", [["b"]], image_ids=["a"], like=tmp_path / "sample.csv")
+
+
+def test_names_that_no_file_can_hold_are_refused_by_name(tmp_path):
+    """A store was begun, and failed with the message of a codec."""
+    given = {"image_ids": ["i"], "classes": ["a"], "probabilities": {"m": [[0.5]]}}
+    for what, key in (("image id", "image_ids"), ("class name", "classes")):
+        bad = {**given, key: ["\udcff.png"]}
+        with pytest.raises(ValueError, match=rf"a {what} must be text .* '\\udcff\.png' is not"):
+            FeatureStore.from_arrays(tmp_path / "s", **bad)
+    with pytest.raises(ValueError, match="must be text"):
+        Stack({"m": [[0.5]]}, image_ids=["\udcff"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_predictions_that_ask_for_all_memory_are_named(tmp_path):
+    """A header that lies, and the message does not say of which file."""
+    (tmp_path / "p.npy").write_bytes(npy((10**7, 10**6), "<f4"))
+    with pytest.raises(MemoryError, match=r"p\.npy does not fit into memory, or is damaged"):
+        read_predictions(tmp_path / "p.npy")
+    (tmp_path / "l.csv").write_text("image_id,labels\na,x\n")
+    given = [str(tmp_path / "p.npy"), "--labels", str(tmp_path / "l.csv")]
+    done = CliRunner().invoke(app, ["import", *given, "--out", str(tmp_path / "s")])
+    assert done.exit_code == 1
+    assert "failed: " in done.stderr
+    assert "p.npy" in done.stderr

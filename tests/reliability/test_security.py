@@ -232,3 +232,24 @@ def test_temporary_files_are_private_until_they_are_done(tmp_path):
         (lock,) = tmp_path.glob(".x.*.lock")
         assert lock.stat().st_mode & 0o077 == 0
         assert name.name not in ("x", "x.partial")
+
+
+@pytest.mark.parametrize("kind", ["external", "virtual"])
+def test_predictions_that_lie_in_other_files_are_refused(tmp_path, kind):
+    """An HDF5 file may name any file of the one who opens it as the place of its values."""
+    h5py = pytest.importorskip("h5py")
+    from features.importing import read_predictions
+
+    secret, path = tmp_path / "secret", tmp_path / "p.h5"
+    secret.write_bytes(bytes(16))
+    with h5py.File(path, "w") as file:
+        if kind == "external":
+            file.create_dataset("p", (2, 2), "f4", external=[(str(secret), 0, 16)])
+        else:
+            with h5py.File(tmp_path / "other.h5", "w") as other:
+                other["p"] = np.zeros((2, 2), np.float32)
+            layout = h5py.VirtualLayout((2, 2), "f4")
+            layout[:] = h5py.VirtualSource(str(tmp_path / "other.h5"), "p", (2, 2))
+            file.create_virtual_dataset("p", layout)
+    with pytest.raises(ValueError, match=r"p\.h5: the values of array 'p' lie in other files"):
+        read_predictions(path)

@@ -57,7 +57,7 @@ def test_decide_file_writes_a_set_for_every_image(suffix, rng, tmp_path, simulat
     ("ids", "cell", "message"),
     [
         (["x", "i1"], "a", "that .* lacks"),
-        (["i0", "i0"], "a", "repeats"),
+        (["i0", "i0"], "a", r"l\.csv: image ids must be unique; .*'i0'"),
         (["i0", "i1"], "nowhere", "without a column"),
     ],
 )
@@ -69,3 +69,41 @@ def test_decide_file_names_what_does_not_fit(ids, cell, message, tmp_path):
     pd.DataFrame({"image_id": ids, "labels": cell}).to_csv(tmp_path / "l.csv", index=False)
     with pytest.raises(ValueError, match=message):
         decide_file(tmp_path / "p.csv", labels=tmp_path / "l.csv", out=tmp_path / "o.csv")
+
+
+def test_decide_file_takes_names_that_pandas_takes_for_gaps(tmp_path):
+    """An image called NA lost its labels, a class called null was no label."""
+    (tmp_path / "p.csv").write_text("image_id,null,b\nNA,0.9,0.1\nnan,0.1,0.9\nNone,0.8,0.1\n")
+    (tmp_path / "l.csv").write_text("image_id,labels\nNA,null\nnan,b\n")
+    told = decide_file(
+        tmp_path / "p.csv", labels=tmp_path / "l.csv", out=tmp_path / "o.csv", strategy="global"
+    )
+    assert told["n_labelled"] == 2
+    written = (tmp_path / "o.csv").read_text()
+    assert written == "image_id,labels\nNA,null\nnan,b\nNone,null\n"
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("image_id,a\ni0,0.5\ni1,nan\n", r"model 'p\.csv', image 'i1', class 'a', value nan"),
+        ("image_id,a\ni0,0.5\ni1,1.5\n", r"image 'i1', class 'a'.*Apply a sigmoid"),
+        ("image_id,a\ni0,0.5\ni1,x\n", r"p\.csv: column 'a' must hold numbers; image 'i1'"),
+        ("image_id;a\ni0;0.5\n", r"p\.csv must have the columns .*semicolons"),
+        ("image_id,a b\ni0,0.9\ni1,0.9\n", r"class 'a b' holds the separator"),
+    ],
+    ids=["NaN", "logits", "text", "semicolons", "a space in a name"],
+)
+def test_decide_file_says_what_to_correct(table, message, tmp_path):
+    """Errors named a position in an array; names with spaces were written as two labels."""
+    (tmp_path / "p.csv").write_text(table)
+    (tmp_path / "l.csv").write_text("image_id,labels\ni0,\n")
+    with pytest.raises(ValueError, match=message):
+        decide_file(
+            tmp_path / "p.csv",
+            labels=tmp_path / "l.csv",
+            out=tmp_path / "o.csv",
+            strategy="top_k",
+            min_labels=1,
+        )
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["l.csv", "p.csv"]
