@@ -67,7 +67,8 @@ class LabelFile:
         try:
             return checks.positions(ids, self.image_ids, what="image id", where=f"ids: {self.path}")
         except ValueError as error:
-            raise ValueError(f"{error}{_hint_of_ids(ids, self.image_ids)}") from error
+            said = f"{error}{_hint_of_ids(ids, self.image_ids)}"
+            raise ValueError(said) from error
 
     def matrix(self, ids: NDArray[np.str_], classes: NDArray[np.str_]) -> NDArray[np.int8]:
         """Labels as a 0/1 array in the order of ids and classes, (n_images, n_classes)."""
