@@ -276,7 +276,8 @@ def train_command(
 ) -> None:
     """Train a recipe's networks fold by fold; a killed run resumes from its last epoch.
 
-    Example: `cnn-extract train photos/ --labels labels.csv --recipe imet-1st --out runs/first`
+    Example: `cnn-extract train photos/ --labels labels.csv --recipe imet-1st
+    --model seresnext101_32x4d=pretrained --out runs/first`
     """
     from cnn_extract.train.request import TrainRequest, parse_weights
     from cnn_extract.train.run import train

@@ -28,6 +28,8 @@ PACKAGES = {
     for k in range(3)
 }
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+# Names that begin so are looked up in the network, whatever the weights.
+HUBS = ("hf_hub:", "hf-hub:")
 # Keys under which training scripts keep the weights, best first.
 NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")
 
@@ -62,7 +64,7 @@ def find_weights(name: str, given: str | None = None) -> Weights:
         A timm model.
     given : str, optional
         A checkpoint's path, "package", "pretrained" or "none". Default: the installed package
-        that fits, else timm's hub if it has weights for the model.
+        that fits. Nothing is downloaded but for "pretrained".
 
     Raises
     ------
@@ -79,15 +81,25 @@ def find_weights(name: str, given: str | None = None) -> Weights:
     ValueError: WEIGHTS must be a checkpoint's path, ...; there is no file lost.pth
     """
     check_model_name(name)
+    if name.startswith(HUBS) and given != "pretrained":
+        raise ValueError(
+            f"the model {name!r} is described on a hub, and nothing is downloaded unasked: "
+            f"write {name}=pretrained"
+        )
     if given == "none":
         return Weights("none")
     if given == "package":
         return Weights("package", _package_file(name))
     if given is None and _package_of(name) is not None:
         return Weights("package", _package_file(name))
-    if given in (None, "pretrained"):
+    if given is None:
+        raise ValueError(
+            f"no weights are given for {name!r}, and no package with them is installed. "
+            f"{_CHOICES.format(name=name)}"
+        )
+    if given == "pretrained":
         return _hub_weights(name)
-    return _checkpoint(str(given))
+    return _checkpoint(given)
 
 
 def _package_of(name: str) -> tuple[str, str] | None:
@@ -109,18 +121,17 @@ def _package_file(name: str) -> str:
 
 _CHOICES = (
     "Choose the weights with --model {name}=CHECKPOINT (a {suffixes} file), "
-    "{name}=pretrained (timm's hub) or {name}=none (random, for tests only)"
+    "{name}=pretrained (downloaded from timm's hub) or {name}=none (random, for tests only)"
 ).replace("{suffixes}", " or ".join(SUFFIXES[:2]))
 
 
 def _hub_weights(name: str) -> Weights:
     timm = import_timm()
     config = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
-    if name.startswith(("hf_hub:", "hf-hub:", "local-dir:")) or (config and config.has_weights):
+    if name.startswith((*HUBS, "local-dir:")) or (config and config.has_weights):
         return Weights("pretrained")
     raise ValueError(
-        f"no weights found for {name!r}: no package is installed and timm's hub has none. "
-        f"{_CHOICES.format(name=name)}"
+        f"no weights found for {name!r}: timm's hub has none. {_CHOICES.format(name=name)}"
     )
 
 
@@ -201,8 +212,11 @@ def _read_checkpoint(path: str) -> dict[str, torch.Tensor]:
             # weights_only: a checkpoint from elsewhere must not run code.
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors each raise a dozen kinds
+        # Torch's own words begin with the advice to let it run the file's code.
+        unsafe = type(error).__name__ == "UnpicklingError"
+        why = "it holds more than tensors, or is damaged" if unsafe else _first_line(error)
         raise ValueError(
-            f"cannot read checkpoint {path}: {_first_line(error)}. It must be a plain state dict, "
+            f"cannot read checkpoint {path}: {why}. It must be a plain state dict, "
             f"saved as .safetensors or with torch.save(model.state_dict(), ...)"
         ) from error
     return _plain_state(loaded, path)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,14 +93,15 @@ def read_model(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] |
     """
     from safetensors.torch import load_file
 
-    note = folder / "model.json"
+    note, tensors = folder / "model.json", folder / MODEL
     if not note.is_file():
         return None
     told = read_document(note)
     _refuse_damaged(note, intact=is_intact(told))
-    _refuse_damaged(folder / MODEL, intact=file_intact(folder / MODEL))
+    _refuse_damaged(tensors, intact=file_intact(tensors))
     about = {key: value for key, value in told.items() if key != CHECKSUM}
-    return load_file(folder / MODEL), about
+    with _as_saved(tensors):
+        return load_file(tensors), about
 
 
 def save_progress(folder: Path, progress: Progress) -> None:
@@ -153,21 +155,36 @@ def load_progress(folder: Path) -> Progress | None:
     if not path.is_file():
         return None
     _refuse_damaged(path, intact=file_intact(path))
-    with safe_open(path, framework="pt") as file:
-        note = json.loads(file.metadata()["progress"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    losses = tensors.pop("losses", None)
-    return Progress(
-        stage=note["stage"],
-        epoch=note["epoch"],
-        weights=_under("weights.", tensors),
-        ema=_under("ema.", tensors),
-        ema_steps=note["ema_steps"],
-        optimiser=_unflatten(note["optimiser"], tensors),
-        schedule=note["schedule"],
-        losses=None if losses is None else losses.numpy(),
-        log=note["log"],
-    )
+    with _as_saved(path):
+        with safe_open(path, framework="pt") as file:
+            note = json.loads(file.metadata()["progress"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        losses = tensors.pop("losses", None)
+        return Progress(
+            stage=note["stage"],
+            epoch=note["epoch"],
+            weights=_under("weights.", tensors),
+            ema=_under("ema.", tensors),
+            ema_steps=note["ema_steps"],
+            optimiser=_unflatten(note["optimiser"], tensors),
+            schedule=note["schedule"],
+            losses=None if losses is None else losses.numpy(),
+            log=note["log"],
+        )
+
+
+@contextmanager
+def _as_saved(path: Path) -> Iterator[None]:
+    """Refuse a file that has its checksum, and is not what we write: somebody made it so."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (SafetensorError, LookupError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is not what `cnn-extract train` writes ({type(error).__name__}: {error}). "
+            f"Remove {path.parent} and run the same command again to train this network anew."
+        ) from error
 
 
 def _refuse_damaged(path: Path, *, intact: bool) -> None:

@@ -140,8 +140,9 @@ def test_checkpoint_with_code_is_not_run(tmp_path):
             return (tmp_path.joinpath("was_here").touch, ())
 
     (tmp_path / "own.pth").write_bytes(pickle.dumps(Evil()))
-    with pytest.raises(ValueError, match="cannot read checkpoint"):
+    with pytest.raises(ValueError, match=r"cannot read checkpoint.*more than tensors") as found:
         load_model(TINY, Weights("file", str(tmp_path / "own.pth")))
+    assert "weights_only" not in str(found.value)  # torch advises to set it to False
     assert not (tmp_path / "was_here").exists()
 
 
@@ -163,10 +164,26 @@ def test_missing_weights_stop(tmp_path, monkeypatch):
         find_weights(TINY, "package")
     # A model that timm has no weights for, with no package either.
     with pytest.raises(ValueError, match=r"no weights found.*=none"):
-        find_weights("resnet200")
+        find_weights("resnet200", "pretrained")
     monkeypatch.setattr("cnn_extract.weights.create_model", refuse_download)
     with pytest.raises(ValueError, match="hub gave no weights for 'test_resnet'"):
-        load_model(TINY, find_weights(TINY))
+        load_model(TINY, find_weights(TINY, "pretrained"))
+
+
+def test_nothing_is_downloaded_unasked(monkeypatch):
+    """A name without weights, or one that is looked up on a hub, reaches into the network."""
+    reached = []
+    monkeypatch.setattr("socket.getaddrinfo", lambda *a, **k: reached.append(a))
+    monkeypatch.setattr("socket.socket.connect", lambda *a: reached.append(a))
+    with pytest.raises(ValueError, match=r"no weights are given for 'resnet18'.*resnet18=pretrain"):
+        find_weights("resnet18")
+    for given in (None, "none", "own.pth"):
+        with pytest.raises(
+            ValueError, match=r"nothing is downloaded unasked: write hf-hub:a"
+        ):
+            find_weights("hf-hub:a/b", given)
+    assert find_weights("hf-hub:a/b", "pretrained").kind == "pretrained"
+    assert reached == []
 
 
 def refuse_download(name, **settings):

@@ -193,6 +193,45 @@ def test_a_crafted_checkpoint_is_refused(tmp_path, data):
         load_progress(tmp_path)
 
 
+def tensors(progress, **others):
+    """Give a safetensors file with a note of a training run, and room for its checksum."""
+    head = json.dumps({"__metadata__": {"progress": progress}, **others}).encode()
+    return struct.pack("<Q", len(head)) + head + bytes(4)
+
+
+NOTE = {"stage": 0, "epoch": 1, "ema_steps": 0, "schedule": {}, "log": [], "checksum": "0" * 64}
+ONE = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        tensors(json.dumps({**NOTE, "optimiser": {}}), w={**ONE, "data_offsets": [0, 10**11]}),
+        tensors(json.dumps({**NOTE, "optimiser": {}}), v=ONE, w=ONE),
+        tensors(json.dumps({**NOTE, "optimiser": {}}), w={**ONE, "shape": [2**40, 2**40]}),
+        tensors(json.dumps({**NOTE, "optimiser": {}}), w={**ONE, "dtype": "OBJECT"}),
+        tensors("[" * 50_000 + json.dumps(NOTE), w=ONE),
+        tensors(json.dumps([NOTE]), w=ONE),
+        tensors(json.dumps(NOTE), w=ONE),
+        tensors(json.dumps({**NOTE, "optimiser": {"__tensor__": "x"}}), w=ONE),
+    ],
+    ids=["outside", "overlap", "huge", "type", "deep", "list", "without", "no tensor"],
+)
+def test_a_crafted_checkpoint_with_its_checksum_is_refused(tmp_path, data):
+    """Whoever crafts a file gives it the right checksum: its readers are on their own."""
+    pytest.importorskip("torch")
+    from cnn_extract.train.checkpoint import load_progress
+    from features._seal import seal_file
+
+    path = tmp_path / "last.safetensors"
+    path.write_bytes(data)
+    seal_file(path)
+    with pytest.raises(
+        ValueError, match=r"last\.safetensors is not what `cnn-extract train`"
+    ):
+        load_progress(tmp_path)
+
+
 def test_a_model_with_missing_parts_says_so(tmp_path):
     """A crafted model.json ends in a KeyError from somewhere inside."""
     write_folder(tmp_path / "m", {"name": "x"}, {})
