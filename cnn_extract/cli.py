@@ -14,9 +14,9 @@ __all__ = ["app"]
 app = typer.Typer(
     help="From images to a store of CNN predictions, embeddings and image statistics.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 Images = Annotated[Path, typer.Argument(help="A folder or a zip of images.", show_default=False)]
@@ -30,8 +30,21 @@ IdColumn = Annotated[str, typer.Option(help="Column with the image's id, in ever
 LabelColumn = Annotated[str, typer.Option(help="Column with the labels, separated by spaces.")]
 
 
+def _version(value: bool) -> None:
+    if value:
+        from features._console import show_versions
+
+        libraries = ("torch", "torchvision", "timm", "accelerate", "safetensors", "pillow")
+        show_versions("numpy", "pandas", "zarr", *libraries)
+
+
 @app.callback()
-def main() -> None:
+def main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Versions, then stop."),
+    ] = False,
+) -> None:
     """From images to a store of CNN predictions, embeddings and image statistics."""
 
 

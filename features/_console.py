@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 
 import typer
 from rich.console import Console
@@ -27,7 +29,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-__all__ = ["FAILED", "REFUSED", "Reporter", "clock", "exit_codes"]
+__all__ = ["FAILED", "REFUSED", "Reporter", "clock", "exit_codes", "show_versions", "versions"]
 
 FAILED, REFUSED = 1, 2
 # What the user asked for cannot be done as asked: bad input, or an output that is there already.
@@ -49,6 +51,32 @@ RESUMES = "the same command resumes"
 LINE_SECONDS = 2.0
 # After the first minute they come less often: a night's log stays readable.
 CALM_AFTER, CALMER = 60.0, 5
+
+
+def versions(*names: str) -> dict[str, str]:
+    """Versions of pairstack, Python and the distributions named.
+
+    Examples
+    --------
+    >>> list(versions("numpy"))
+    ['pairstack', 'python', 'numpy']
+    """
+    own = {"pairstack": _version("pairstack"), "python": platform.python_version()}
+    return own | {name: _version(name) for name in names}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def show_versions(*names: str) -> None:
+    """Print `versions` as ``--version`` does, and end the command."""
+    for name, number in versions(*names).items():
+        typer.echo(f"{name} {number}")
+    raise typer.Exit
 
 
 class _Rate(ProgressColumn):

@@ -14,8 +14,9 @@ __all__ = ["exchanged_columns", "fit_of_labels", "is_ordered"]
 # errors more over all classes; unrelated rows give about a half, and 0.
 LEAST_ORDERED, LEAST_Z = 0.65, 4.0
 FEWEST_CLASSES = 5  # with fewer the share says little
-# Standard errors by which two columns must fit each other's labels better than their own.
-EXCHANGED_Z, BETTER_Z = 5.0, 3.0
+# Standard errors by which two columns must fit each other's labels better than their own: at 5 and
+# 3 one honest pair of rare openclipart classes (14 images each) was taken for exchanged.
+EXCHANGED_Z, BETTER_Z = 6.0, 4.0
 FEWEST_IMAGES = 5  # with one label and without the other
 CLASSES_AT_ONCE = 512
 

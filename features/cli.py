@@ -13,12 +13,18 @@ __all__ = ["app"]
 
 app = typer.Typer(
     help="From a store of predictions to pair rows: one row per image and candidate class.",
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _version(value: bool) -> None:
+    if value:
+        from features._console import show_versions
+
+        show_versions("numpy", "scipy", "pandas", "pyarrow", "zarr", "numba")
 
 
 @app.command(
@@ -81,6 +87,10 @@ def build_features(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write anew what is there.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No log and no progress.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Versions, then stop."),
+    ] = False,
 ) -> None:
     """Write pair rows as a folder of Parquet files; a killed run resumes where it stopped.
 

@@ -10,7 +10,13 @@ from pathlib import Path
 
 from features._locks import leased_name
 
-__all__ = ["refuse_existing", "refuse_url", "temporary_beside", "write_text"]
+__all__ = [
+    "refuse_existing",
+    "refuse_other_than_csv",
+    "refuse_url",
+    "temporary_beside",
+    "write_text",
+]
 
 
 def refuse_url(path: str | os.PathLike[str]) -> None:
@@ -49,6 +55,24 @@ def refuse_existing(path: Path, *, force: bool) -> None:
     if path.exists() and not force:
         raise FileExistsError(
             f"the output {str(path)!r} exists already. Give another name, or --force to replace it."
+        )
+
+
+# What these names promise is not what a CSV is.
+NO_CSV = {".parquet", ".pq", ".npy", ".npz", ".h5", ".hdf5", ".json", ".xlsx", ".gz", ".zip"}
+
+
+def refuse_other_than_csv(path: Path) -> None:
+    """Refuse a name that says that the file is no CSV.
+
+    Raises
+    ------
+    ValueError
+    """
+    if path.suffix.lower() in NO_CSV:
+        raise ValueError(
+            f"the output {str(path)!r} would be a CSV with the name of another format. "
+            "End it in .csv."
         )
 
 

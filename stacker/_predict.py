@@ -9,7 +9,7 @@ import numpy as np
 import typer
 
 from stacker._options import Dask, Force, Model, Quiet, Store
-from stacker._output import refuse_existing
+from stacker._output import refuse_existing, refuse_other_than_csv
 from stacker._progress import Log
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ def predict(
     from stacker.submission import write_submission
 
     parts = dask is not None and out.suffix != ".csv"
+    if not parts:
+        refuse_other_than_csv(out)  # before the work, not after it
     refuse_existing(out, force=force or parts)  # parts that are there are not made again
     images = _choose_images(FeatureStore.open(store), like, everything=everything)
     fitted = PairStacker.load(model)

@@ -58,11 +58,10 @@ def _ends_well(command: Callable[P, None]) -> Callable[P, None]:
 
 def _version(value: bool) -> None:
     if value:
-        from stacker.report import library_versions
+        from features._console import show_versions
+        from stacker.report import LIBRARIES
 
-        for name, number in library_versions().items():
-            typer.echo(f"{name} {number}")
-        raise typer.Exit
+        show_versions(*LIBRARIES)
 
 
 @app.callback()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import platform
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from markupsafe import Markup
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 
+from features._console import versions
 from features.schema import Stack
 from stacker._output import write_text
 from stacker._report_checks import checks_section
@@ -29,6 +28,11 @@ from stacker._report_training import (
 )
 from stacker._tuning_report import tuning_section
 from stacker.evaluation import Predictions, ScoreTable
+
+LIBRARIES = (
+    *("numpy", "scipy", "pandas", "pyarrow", "zarr", "numba"),
+    *("scikit-learn", "lightgbm", "xgboost", "optuna"),
+)
 
 __all__ = ["HeldOut", "library_versions", "render_report", "write_report"]
 
@@ -176,16 +180,7 @@ def library_versions() -> dict[str, str]:
     >>> list(library_versions())[:2]
     ['pairstack', 'python']
     """
-    names = ("numpy", "scipy", "pandas", "zarr", "numba", "scikit-learn", "lightgbm", "xgboost")
-    found = {"pairstack": _version("pairstack"), "python": platform.python_version()}
-    return found | {name: _version(name) for name in names}
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"
+    return versions(*LIBRARIES)
 
 
 def _environment() -> Environment:

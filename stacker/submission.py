@@ -11,8 +11,12 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
+<<<<<<< HEAD
 from features._tables import file_named, quoting
 from stacker._output import temporary_beside
+=======
+from stacker._output import refuse_other_than_csv, temporary_beside
+>>>>>>> 27695cb (Versions and completion of all three commands; no CSV under another format's name)
 
 __all__ = ["FORMS", "read_sample", "write_submission"]
 
@@ -63,8 +67,8 @@ def write_submission(
     Raises
     ------
     ValueError
-        For ids or classes that do not match the sample, a missing name, and names that hold the
-        separator.
+        For ids or classes that do not match the sample, a missing name, names that hold the
+        separator, and a path that ends like another kind of file.
 
     Examples
     --------
@@ -79,7 +83,12 @@ def write_submission(
     ... ).read_text()
     'image_id,cat,dog\ni,1,1\nj,0,0\n'
     """
+<<<<<<< HEAD
     header, wanted = ([id_column, label_column], None) if like is None else read_sample(like)
+=======
+    refuse_other_than_csv(Path(path))
+    header, wanted = ([id_column, label_column], None) if like is None else _read_sample(like)
+>>>>>>> 27695cb (Versions and completion of all three commands; no CSV under another format's name)
     form = form or ("joined" if len(header) == 2 else "wide")
     if form not in FORMS:
         raise ValueError(f"form must be of {FORMS}. Got {form!r} instead.")

@@ -21,6 +21,17 @@ def test_help_shows_an_example(command):
     assert f"cnn-extract {command}" in shown.stdout
 
 
+def test_version_and_completion_are_there():
+    """One of the three commands has none, and a bug report does not say what it ran with."""
+    assert {line.split()[0] for line in invoke("--version").stdout.splitlines()} >= {
+        "torch",
+        "timm",
+    }
+    asked = {"_CNN_EXTRACT_COMPLETE": "complete_bash", "COMP_WORDS": "cnn-extract im"}
+    done = CliRunner().invoke(app, [], prog_name="cnn-extract", env=asked | {"COMP_CWORD": "1"})
+    assert done.output.split() == ["imagenet"]
+
+
 def test_stats_writes_a_table(make_set, tmp_path):
     """One line an image in order of id, a column a statistic."""
     folder, _, lists = make_set(5)

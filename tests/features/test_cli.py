@@ -74,6 +74,18 @@ def digests(path):
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(path.iterdir())}
 
 
+def test_version_and_completion_are_there():
+    """One of the three commands has none, and a bug report does not say what it ran with."""
+    assert {line.split()[0] for line in run("--version").stdout.splitlines()} >= {
+        "pairstack",
+        "zarr",
+    }
+    asked = {"COMP_WORDS": "build-features --expl", "COMP_CWORD": "1"}
+    asked["_BUILD_FEATURES_COMPLETE"] = "complete_bash"
+    done = CliRunner().invoke(app, [], prog_name="build-features", env=asked)
+    assert done.output.split() == ["--explain"]
+
+
 def test_rows_equal_the_engine_out_of_fold_and_new(store, tmp_path):
     """The command fits on other images than the labelled ones, or reads other folds."""
     done = run(store, "--out", tmp_path / "pairs", *FAST)

@@ -75,7 +75,16 @@ def test_version_names_the_libraries():
     """A bug report needs them in one command."""
     result = run("--version")
     assert result.exit_code == 0
-    assert {line.split()[0] for line in result.stdout.splitlines()} >= {"pairstack", "lightgbm"}
+    named = {line.split()[0] for line in result.stdout.splitlines()}
+    assert named >= {"pairstack", "lightgbm", "optuna"}
+
+
+def test_predictions_are_not_written_under_the_name_of_another_format(model, store, tmp_path):
+    """A CSV named .parquet, which no Parquet reader opens."""
+    result = run("predict", model, store, "--all", "--out", tmp_path / "sets.parquet")
+    assert result.exit_code == 2
+    assert "End it in .csv" in result.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_help_shows_an_example_for_every_command():
