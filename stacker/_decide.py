@@ -8,12 +8,9 @@ import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-<<<<<<< HEAD
 from features._checks import check_probabilities
 from features._tables import CsvReader, ParquetReader, numbers
-=======
 from stacker._output import refuse_other_than_csv
->>>>>>> 27695cb (Versions and completion of all three commands; no CSV under another format's name)
 from stacker.decision import FBetaDecision
 from stacker.submission import write_submission
 
@@ -61,14 +58,9 @@ def decide_file(
         For ids that repeat, labels of unknown images or classes, values outside [0, 1], and class
         names with spaces, which nobody could tell apart in the output.
     """
-<<<<<<< HEAD
+    refuse_other_than_csv(Path(out))
     table = numbers(_read(probs, id_column), probs)
     truth = _read(labels, id_column, text=(labels_column, group_column))
-=======
-    refuse_other_than_csv(Path(out))
-    table = _read(probs, id_column)
-    truth = _read(labels, id_column)
->>>>>>> 27695cb (Versions and completion of all three commands; no CSV under another format's name)
     missing = sorted(set(truth.index) - set(table.index))
     if missing:
         raise ValueError(

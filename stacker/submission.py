@@ -11,12 +11,8 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
-<<<<<<< HEAD
 from features._tables import file_named, quoting
-from stacker._output import temporary_beside
-=======
 from stacker._output import refuse_other_than_csv, temporary_beside
->>>>>>> 27695cb (Versions and completion of all three commands; no CSV under another format's name)
 
 __all__ = ["FORMS", "read_sample", "write_submission"]
 
@@ -83,12 +79,8 @@ def write_submission(
     ... ).read_text()
     'image_id,cat,dog\ni,1,1\nj,0,0\n'
     """
-<<<<<<< HEAD
-    header, wanted = ([id_column, label_column], None) if like is None else read_sample(like)
-=======
     refuse_other_than_csv(Path(path))
-    header, wanted = ([id_column, label_column], None) if like is None else _read_sample(like)
->>>>>>> 27695cb (Versions and completion of all three commands; no CSV under another format's name)
+    header, wanted = ([id_column, label_column], None) if like is None else read_sample(like)
     form = form or ("joined" if len(header) == 2 else "wide")
     if form not in FORMS:
         raise ValueError(f"form must be of {FORMS}. Got {form!r} instead.")
