@@ -178,9 +178,7 @@ def test_nothing_is_downloaded_unasked(monkeypatch):
     with pytest.raises(ValueError, match=r"no weights are given for 'resnet18'.*resnet18=pretrain"):
         find_weights("resnet18")
     for given in (None, "none", "own.pth"):
-        with pytest.raises(
-            ValueError, match=r"nothing is downloaded unasked: write hf-hub:a"
-        ):
+        with pytest.raises(ValueError, match=r"nothing is downloaded unasked: write hf-hub:a"):
             find_weights("hf-hub:a/b", given)
     assert find_weights("hf-hub:a/b", "pretrained").kind == "pretrained"
     assert reached == []

@@ -226,9 +226,7 @@ def test_a_crafted_checkpoint_with_its_checksum_is_refused(tmp_path, data):
     path = tmp_path / "last.safetensors"
     path.write_bytes(data)
     seal_file(path)
-    with pytest.raises(
-        ValueError, match=r"last\.safetensors is not what `cnn-extract train`"
-    ):
+    with pytest.raises(ValueError, match=r"last\.safetensors is not what `cnn-extract train`"):
         load_progress(tmp_path)
 
 
