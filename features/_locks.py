@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import re
 import secrets
 import shutil
 import struct
@@ -43,8 +42,6 @@ UNKNOWN = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 ABANDONED_SECONDS = 86_400.0
 # A file system without locks is asked this often, then the name is used all the same.
 LEASE_TRIES = 3
-# A name that `leased_name` has given, and in it the one it was given for.
-TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{12}\.partial.*")
 # Byte 0 of the lock file stands for the store's structure; each array has 2**32 bytes of its own.
 ARRAY_BYTES = 1 << 32
 
@@ -96,6 +93,8 @@ _opening = threading.Lock()
 def _lock_file(path: Path) -> _LockFile:
     """Open a lock file, or find it open: by its place on the disk, since names change."""
     with _opening:
+        if path.is_symlink():
+            raise ValueError(f"{path} is a link, which no store of ours holds. Remove it.")
         path.touch()
         place = path.stat()
         key = os.getpid(), place.st_dev, place.st_ino
@@ -225,7 +224,8 @@ def _try_flock(handle: int) -> bool:
 def leased_name(final: Path) -> Iterator[Path]:
     """Give a temporary name beside `final`, known to be in use while the block runs.
 
-    What is still there afterwards is removed, and so is what killed processes left beside `final`.
+    It lies in a folder that nobody but the user may enter. What is still there afterwards is
+    removed, and so is what killed processes left beside `final`.
 
     Examples
     --------
@@ -238,17 +238,15 @@ def leased_name(final: Path) -> Iterator[Path]:
     ['a.csv']
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    # Inside another's temporary folder, too, what a kill leaves must be known by the final name.
-    within = TEMPORARY.fullmatch(final.name)
-    final = final.with_name(within[1]) if within else final
     clean_leftovers(final)
     lock, handle = _lease(final)
-    # The suffix stays: some writers choose the format by it.
-    name = lock.with_name(lock.name.removesuffix(".lock") + ".partial" + final.suffix)
+    private = lock.with_suffix(".partial")
     try:
-        yield name
+        private.mkdir(mode=0o700)
+        # The name stays: some writers choose the format by its suffix.
+        yield private / final.name
     finally:
-        remove(name)
+        remove(private)
         lock.unlink(missing_ok=True)
         os.close(handle)
 

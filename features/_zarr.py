@@ -183,7 +183,8 @@ def node(root: zarr.Group, path: str) -> Any:
 def _finish_replacing(local: Path) -> None:
     """Bring back a node whose replacement was killed between the two renames; drop the rest."""
     temporary = local / TEMPORARY
-    for old in temporary.glob("*" + OLD):
+    # A link is none of ours: what it leads to stays where it is.
+    for old in () if temporary.is_symlink() else temporary.glob("*" + OLD):
         final = local / unquote(old.name.removesuffix(OLD))
         if not final.exists():
             old.rename(final)

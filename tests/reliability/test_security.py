@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import pickle
 import struct
 import subprocess
@@ -10,6 +11,7 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from stacker.estimator import PairStacker
@@ -261,14 +263,52 @@ def test_the_report_escapes_what_users_wrote(tmp_path, slice_arrays):
     assert "&lt;script&gt;alert" in page or "\\u003cscript" in page
 
 
-def test_temporary_files_are_private_until_they_are_done(tmp_path):
+@pytest.mark.skipif(os.name == "nt", reason="permissions of a POSIX system")
+@pytest.mark.parametrize("what", ["file", "folder", "table", "model", "store"])
+def test_temporary_files_are_private_until_they_are_done(tmp_path, what, monkeypatch):
     """Others on the machine read a model, or replace it, while it is being written."""
-    from features._locks import leased_name
+    from cnn_extract.tables import write_csv
+    from features.store import FeatureStore
+    from stacker._output import write_text
 
-    with leased_name(tmp_path / "x") as name:
-        (lock,) = tmp_path.glob(".x.*.lock")
-        assert lock.stat().st_mode & 0o077 == 0
-        assert name.name not in ("x", "x.partial")
+    make = {
+        "file": lambda path: write_text(path, "done"),
+        "folder": lambda path: write_folder(path, {"values": np.ones(3)}, {}),
+        "table": lambda path: write_csv(pd.DataFrame({"a": [1]}), path),
+        "model": lambda path: write_folder(path, {}, {"booster.txt": "tree"}),
+        "store": lambda path: FeatureStore.create(path, image_ids=["i"], classes=["a"]),
+    }
+    out, seen = tmp_path / "out" / "x.csv", []
+
+    def watched(real):
+        def step(self, target):
+            if Path(target) == out:  # The last moment before it has its name.
+                beside = [path for path in out.parent.iterdir() if path != out]
+                seen.extend((path.name, path.stat().st_mode & 0o077) for path in beside)
+            return real(self, target)
+
+        return step
+
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(Path, name, watched(getattr(Path, name)))
+    before = os.umask(0)
+    try:
+        make[what](out)
+    finally:
+        os.umask(before)
+    assert len(seen) == 2  # the lock, and the folder with all the rest
+    assert all(mode == 0 and name.startswith(".x.csv.") for name, mode in seen), seen
+    assert [path.name for path in out.parent.iterdir()] == ["x.csv"]
+
+
+def test_no_source_makes_temporary_files_that_others_may_read():
+    """A name that can be guessed, in a folder of everybody, is somebody's link already."""
+    allowed = {"TemporaryDirectory", "TemporaryFile", "mkdtemp"}
+    for file in SOURCES:
+        for name, _, node in calls(ast.parse(file.read_text(encoding="utf-8"))):
+            if name.startswith("tempfile."):
+                assert name.split(".")[1] in allowed | {"gettempdir"}, f"{file}:{node.lineno}"
+            assert "/tmp" not in name
 
 
 @pytest.mark.parametrize("kind", ["external", "virtual"])

@@ -292,7 +292,7 @@ def test_a_kill_inside_of_two_temporary_names_leaves_nothing(tmp_path):
             (tmp_path / "made").touch()
             os._exit(0)
     os.waitpid(process, 0)
-    assert len(list(tmp_path.iterdir())) == 4  # two locks, one folder, the mark
+    assert len(list(tmp_path.iterdir())) == 3  # one lock, one folder, the mark
     _locks.clean_leftovers(tmp_path / "model.x")
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
@@ -306,3 +306,18 @@ def test_a_temporary_name_in_use_outlives_one_inside_of_it(tmp_path):
             inner.rename(outer / "inside")
         assert (outer / "inside").is_dir()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_links_in_a_store_lead_nowhere(store, tmp_path):
+    """Opening a stranger's store for writing makes and moves files elsewhere."""
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "labels.old").write_text("mine")
+    (store.path / ".partial").symlink_to(victim)
+    FeatureStore.open(store.path, "r+")
+    assert not (store.path / ".partial").is_symlink()
+    (store.path / ".lock").unlink()
+    (store.path / ".lock").symlink_to(victim / "made")
+    with pytest.raises(ValueError, match=r"\.lock is a link, which no store of ours holds"):
+        FeatureStore.open(store.path, "r+")
+    assert [path.name for path in victim.iterdir()] == ["labels.old"]
