@@ -240,7 +240,10 @@ def _check_labelled(store: FeatureStore) -> None:
     if not known.any():
         raise ValueError(f"no image of {store.path} has labels. Add them with store.set_labels.")
     homeless = store.image_ids[known & (fold < 0)]
-    advice = "Give them with store.set_fold(features.folds.make_folds(...))."
+    advice = (
+        "Give them in Python: store.set_fold(features.folds.make_folds(store.labels, 5, "
+        "store.split_group))."
+    )
     if len(homeless):
         raise ValueError(
             f"every labelled image needs a fold; {len(homeless):,} of {int(known.sum()):,} in "

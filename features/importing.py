@@ -23,6 +23,7 @@ from features._predictions import (
     read_predictions,
 )
 from features._tables import CsvReader, read_metadata
+from features.folds import make_folds
 from features.numeric import sigmoid
 from features.store import FeatureStore
 
@@ -30,6 +31,7 @@ __all__ = ["find_files", "import_predictions", "read_predictions"]
 
 # Values no further outside [0, 1] are rounding, not logits.
 ROUNDING = 1e-3
+N_FOLDS = 5
 
 Ask = Callable[[str], bool]
 Say = Callable[[str], None]
@@ -148,7 +150,8 @@ def import_predictions(
         file's own; else the 0/1 columns of `labels`; else, for whole numbers, 0, 1, 2, ...;
         else the names in `labels`, sorted, if they are as many as the columns.
     metadata : path, optional
-        CSV of ids and any columns; ``split_group`` and ``fold`` are taken as such.
+        CSV of ids and any columns; ``split_group`` and ``fold`` are taken as such. Without
+        folds of your own five are made, which part no split group.
     id_column, label_column : str, optional
         Default: ``image_id`` and ``labels`` where there, else the first and the second column.
     logits : bool, default False
@@ -203,6 +206,9 @@ def import_predictions(
             probs[model] = np.concatenate([probs[model], own])
     everything = ids if new_ids is None else np.concatenate([ids, new_ids])
     unlabelled = np.zeros((len(everything) - len(ids), len(names)), dtype=np.int8)
+    extra = _extra(metadata, everything, how)
+    if "fold" not in extra:
+        extra["fold"] = _folds(Y, extra.get("split_group"), len(everything), how)
     return FeatureStore.from_arrays(
         out,
         image_ids=everything,
@@ -210,7 +216,7 @@ def import_predictions(
         probabilities=probs,
         labels=np.concatenate([Y, unlabelled]),
         labels_known=np.arange(len(everything)) < len(ids),
-        **_extra(metadata, everything, how),
+        **extra,
     )
 
 
@@ -394,6 +400,17 @@ def _doubts(
             f"order: columns of model {model!r} fit each other's labels much better than their "
             f"own: {pairs} ({len(exchanged):,} in all). Are these columns exchanged?"
         )
+
+
+def _folds(Y: NDArray[np.int8], split_group: Any, n_images: int, how: _Request) -> Any:
+    """Folds of the labelled images, -1 for the rest; those that `PairStacker` makes by itself."""
+    groups = None if split_group is None else np.asarray(split_group)[: len(Y)]
+    if len(Y if groups is None else np.unique(groups.astype(np.str_))) < N_FOLDS:
+        return None
+    fold = np.full(n_images, -1, dtype=np.int16)
+    fold[: len(Y)] = make_folds(Y, N_FOLDS, groups)
+    how.say(f"folds: {N_FOLDS} made; a column fold of the metadata gives your own")
+    return fold
 
 
 def _extra(metadata: str | Path | None, ids: NDArray[np.str_], how: _Request) -> dict[str, Any]:

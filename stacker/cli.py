@@ -434,7 +434,8 @@ def _labelled(store: FeatureStore, *, folds: bool = False) -> FeatureStore:
         if len(np.unique(store.fold[keep])) < 2:
             raise ValueError(
                 f"comparing needs the labelled images in at least two folds; {store.path} has "
-                "none assigned. Give them with store.set_fold(features.folds.make_folds(...))."
+                "none assigned. Give them in Python: store.set_fold(features.folds.make_folds("
+                "store.labels, 5, store.split_group))."
             )
     return store.subset(keep)
 

@@ -8,7 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from features import Stack
 from features.store import FeatureStore
+from stacker import PairStacker
 from tests.data.load_slice import load_slice
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -118,6 +120,44 @@ def test_the_page_on_the_store_runs(data, tmp_path, monkeypatch):
         embeddings=data["embedding_lite0"],
     )
     assert found["frame"].shape == (300, 60)
+
+
+@pytest.fixture(scope="module")
+def fitted(data):
+    """A small fitted stack, and the names by which the pages call what it was fitted on."""
+    images, classes = np.arange(240), np.argsort(-data["labels"][:240].sum(axis=0))[:10]
+    every = Stack(
+        dict(zip("ab", data["probabilities"][[0, 4]][:, :, classes], strict=True)),
+        image_ids=[f"image_{i:04}" for i in range(300)],
+        classes=["tag::cat", "tag::dog", *data["classes"][classes[2:]]],
+    )
+    X, Y, groups = every[images], data["labels"][:, classes], data["split_group"]
+    model = PairStacker(cv=3, blocks=("logits",), random_state=0, n_jobs=1)
+    model.fit(X, Y[images], groups[images])
+    new, some = every[240:], every[240:270]
+    return {
+        "model": model,
+        **{"X": X, "Y": Y[images], "groups": groups[images], "split_group": groups[images]},
+        **{"X_new": new, "Y_new": Y[240:], "X_some": some, "Y_some": Y[240:270]},
+        **{"oof_proba": model.oof_proba_, "new_proba": model.predict_proba(new)},
+        **{"ids": X.image_ids, "classes": X.classes},
+    }
+
+
+@pytest.mark.parametrize(
+    ("page", "made"),
+    [
+        ("adapt.md", "proba"),
+        ("curate.md", "issues"),
+        ("decisions.md", "sets"),
+        ("explain.md", "gain_importance"),
+        ("features.md", "PairStacker"),
+    ],
+)
+def test_a_page_runs_with_the_names_it_speaks_of(fitted, page, made):
+    """An import is missing, or an argument has another name by now."""
+    imported = {name: value for name, value in fitted.items() if name != made}
+    assert made in run_blocks(page, **imported)
 
 
 def test_every_page_is_in_the_navigation():

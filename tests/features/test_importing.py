@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from features._order_checks import exchanged_columns
+from features.folds import make_folds
 from features.importing import find_files, import_predictions, read_predictions
 
 CLASSES = ["bee", "cat", "dog", "owl", "pig", "yak"]
@@ -236,6 +237,39 @@ def test_metadata_brings_split_groups(case):
     )
     assert store.split_group.tolist() == [str(i // 2) for i in range(60)]
     assert store.metadata["year"].eq(7).all()
+
+
+def test_folds_are_made_unless_they_are_brought(case):
+    """`stacker compare` and `build-features` refused every store that was imported."""
+    ids = case["ids"]
+    groups = pd.DataFrame(
+        {"image_id": [*ids, "n0", "n1"], "split_group": [*(np.arange(60) // 4), 0, 1]}
+    )
+    groups.to_csv(case["folder"] / "meta.csv", index=False)
+    test = {m: v[:2] for m, v in case["test"].items()}
+    store = import_predictions(
+        case["folder"] / "s",
+        case["oof"],
+        case["folder"] / "labels.csv",
+        test=test,
+        test_ids=["n0", "n1"],
+        metadata=case["folder"] / "meta.csv",
+    )
+    # Those that PairStacker(cv=5) makes of the same images: fitting gives what it gave.
+    np.testing.assert_array_equal(store.fold[:60], make_folds(case["Y"], 5, np.arange(60) // 4))
+    assert store.fold[60:].tolist() == [-1, -1]
+    groups.assign(fold=[*(np.arange(60) % 3), -1, -1]).to_csv(
+        case["folder"] / "own.csv", index=False
+    )
+    store = import_predictions(
+        case["folder"] / "t",
+        case["oof"],
+        case["folder"] / "labels.csv",
+        test=test,
+        test_ids=["n0", "n1"],
+        metadata=case["folder"] / "own.csv",
+    )
+    assert store.fold[:60].tolist() == (np.arange(60) % 3).tolist()
 
 
 def test_files_are_told_apart_and_named_by_their_names(tmp_path):
