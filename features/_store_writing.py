@@ -233,6 +233,11 @@ class StoreWriter(StoreClaims):
         """Add image statistics: a DataFrame indexed by image id, a column a statistic."""
         self._refuse_view()
         where = "image_stats"
+        if not isinstance(frame, pd.DataFrame):
+            raise ValueError(
+                "image_stats must be a DataFrame, image ids in its index and names of the "
+                f"statistics in its columns; got {type(frame).__name__}."
+            )
         values = checks.as_float(_frames.align_rows(frame, self.image_ids, None, where), where)
         self.require_image_stats([str(c) for c in frame.columns])
         self._write_blocks("image_stats", values, 0)

@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 
+from features._checks import first_few
 from features.schema import LabelSpace, Stack, as_label_matrix, as_stack
 from features.store import FeatureStore
 from stacker._frame_order import as_pandas
@@ -124,7 +125,7 @@ def _class_order(stack: Stack, space: LabelSpace) -> NDArray[np.intp] | None:
         odd = sorted(set(stack.classes) ^ set(space.names))
         raise ValueError(
             f"X must have the {len(space)} classes of fit; {len(odd)} are missing or unknown, "
-            f"first: {odd[:3]}."
+            f"first: {first_few(odd, 3)}. Rename them, or fit again with these classes."
         )
     return stack.label_space.index(space.names)
 
@@ -134,7 +135,7 @@ def _pick(given: dict[str, Any], names: Sequence[str], what: str) -> dict[str, A
     if missing:
         raise ValueError(
             f"X lacks the {what} {missing[0]!r} that fit used ({len(missing)} missing); "
-            f"it has {sorted(given)}."
+            f"it has {sorted(given)}. Add it to X, or fit again without it."
         )
     return {name: given[name] for name in names}
 
@@ -146,6 +147,7 @@ def _pick_columns(frame: Any, names: Sequence[str], what: str) -> Any:
     missing = [name for name in names if name not in have]
     if missing:
         raise ValueError(
-            f"X lacks the {what} {missing[0]!r} that fit used ({len(missing)} missing)."
+            f"X lacks the {what} {missing[0]!r} that fit used ({len(missing)} missing). "
+            "Add it to X, or fit again without it."
         )
     return frame[list(names)]

@@ -75,6 +75,8 @@ def read_training_set(
     if classes is None and is_unnamed(X) and isinstance(frame, pd.DataFrame):
         classes = frame.columns  # the only names there are
     stack = read_stack(X, classes)
+    if not len(stack.classes):
+        raise ValueError("there is no class to predict: X has no columns. Give at least one class.")
     labels, known = read_labels(X, Y, stack)
     if groups is None and isinstance(X, FeatureStore):
         groups = X.split_group

@@ -73,28 +73,65 @@ def test_numbers_that_are_no_probabilities_are_refused_by_name(value, message, n
 
 def test_half_precision_does_not_overflow_in_ratios_and_products():
     """float16 ends at 65,504: a ratio by next to nothing is infinite."""
-    half = np.array([[6e-8, 1.0], [0.0, 0.0]], np.float16)
+    half = np.array([[6e-8, 1.0], [0.003, 0.0]], np.float16)
     stack = Stack({"a": half[::-1].copy(), "b": half})
     labels, fold = csr_array(np.eye(2, dtype=np.int8)), np.array([0, 1])
     features = PairFeatures(blocks=("combinations",), candidates=None).fit(stack, labels, fold)
+    names = features.feature_names_
+    a, b = (np.asarray(stack.probabilities[m], np.float64) for m in "ab")
+    exact = {
+        "sum:a+b": a + b,
+        "diff:a-b": a - b,
+        "prod:a*b": a * b,
+        "ratio:a/b": a / (b + 1e-6),
+    }
+    assert exact["ratio:a/b"].max() > 65_504
+    assert set(names) == set(exact)
     for batch in features.batches(stack):
         assert batch.features.dtype == np.float32
-        assert np.isfinite(batch.features).all()
+        for name, values in exact.items():
+            found = np.empty((2, 2))
+            found[batch.row_image, batch.row_class] = batch.features[:, names.index(name)]
+            np.testing.assert_allclose(found, values, rtol=1e-6)
+
+
+def test_no_class_and_one_image_are_refused_with_a_reason(noisy):
+    """LightGBM says "num_data > 0" of a table without columns."""
+    labels, probs = noisy
+    with pytest.raises(ValueError, match="there is no class to predict"):
+        fit([p[:, :0] for p in probs], labels[:, :0])
+    with pytest.raises(ValueError, match="2 folds need at least as many split groups; there are 1"):
+        fit([p[:1] for p in probs], labels[:1])
+
+
+def test_statistics_without_names_are_refused(tmp_path):
+    """An array has no names of images to be matched by."""
+    given = {"image_ids": ["i"], "classes": ["a"], "probabilities": {"m": [[0.5]]}}
+    with pytest.raises(ValueError, match=r"image_stats must be a DataFrame, .* got ndarray"):
+        FeatureStore.from_arrays(tmp_path / "s", image_stats=np.ones((1, 2)), **given)
+
+
+N_MANY = 1_000_000
+
+
+def test_a_million_labels_on_one_image_are_decided_and_scored():
+    """A label list as long as the vocabulary ends the run, or memory does."""
+    labels = csr_array(np.ones((1, N_MANY), np.int8))
+    assert fbeta_score(labels, labels) == 1.0
+    proba = csr_array(np.full((1, N_MANY), 0.5, np.float32))
+    assert FBetaDecision(strategy="global").fit(proba, labels).predict(proba).sum() == N_MANY
 
 
 @pytest.mark.slow
-def test_a_million_labels_on_one_image_are_counted(tmp_path):
-    """A label list as long as the vocabulary ends the run, or memory does."""
-    n_classes = 1_000_000
-    labels = csr_array(np.ones((1, n_classes), np.int8))
-    assert fbeta_score(labels, labels) == 1.0
+def test_a_million_labels_on_one_image_are_stored(tmp_path):
+    """The same of a store."""
     store = FeatureStore.create(
         tmp_path / "s",
         image_ids=["i"],
-        classes=np.char.add("c", np.arange(n_classes).astype(str)),
-        labels=labels,
+        classes=np.char.add("c", np.arange(N_MANY).astype(str)),
+        labels=csr_array(np.ones((1, N_MANY), np.int8)),
     )
-    assert FeatureStore.open(store.path).labels.nnz == n_classes
+    assert FeatureStore.open(store.path).labels.nnz == N_MANY
 
 
 def test_one_image_and_empty_sets_are_decided():
