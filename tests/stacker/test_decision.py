@@ -73,16 +73,25 @@ def test_thresholds_are_best_under_the_bounds(simulate):
         ({"max_labels": {"nowhere": 2}}, "unknown class groups"),
         ({"max_labels": {"a": 2}, "min_labels": 1}, "must be a dict"),
         ({"max_labels": 1.5}, "whole number"),
+        ({"min_labels": {"a": 3, "b": 3}, "max_labels": {"a": 2, "b": 1}}, "=2 for group 'a'"),
+        ({"max_labels": dict.fromkeys("uvwxyz", 1)}, r"'y'\]; known: \['a', 'b'\]"),
     ],
 )
 def test_impossible_bounds_are_refused(bounds, message, simulate):
-    """Contradicting or misnamed bounds are errors at fit."""
+    """Contradicting or misnamed bounds are errors at fit, which name the first of them."""
     probs, Y = simulate(20)
     with pytest.raises(ValueError, match=message):
-        FBetaDecision(strategy="global", class_groups=["a"] * 9, **bounds).fit(probs, Y)
+        FBetaDecision(strategy="global", class_groups=["a"] * 5 + ["b"] * 4, **bounds).fit(probs, Y)
 
 
 # --------------------------------------------------------------------------- every strategy
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES[:-1])
+def test_a_named_strategy_is_the_one_in_use(strategy, simulate):
+    """Nothing else is tried, and nothing chosen, where the user chose."""
+    decision = FBetaDecision(strategy=strategy).fit(*simulate(20))
+    assert (decision.strategy_, decision.cv_results_) == (strategy, {})
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -116,6 +125,14 @@ def test_state_rebuilds_the_decision(strategy, simulate):
     again = FBetaDecision.from_state(state)
     np.testing.assert_array_equal(again.predict(probs), fitted.predict(probs))
     assert again.score(probs, Y) == fitted.score(probs, Y)
+
+
+def test_a_state_of_another_version_is_refused(simulate):
+    """Models that were saved once stay readable: today's version is the first."""
+    state = FBetaDecision(strategy="global").fit(*simulate(20)).to_state()
+    assert state["version"] == 1
+    with pytest.raises(ValueError, match="must have version 1. Got 2; save the model again"):
+        FBetaDecision.from_state(state | {"version": 2})
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -202,7 +219,7 @@ def test_wrong_input_is_refused_with_its_place(probs, Y, message):
         ({"average": "weighted"}, "'average'"),
         ({"beta": 0}, "'beta'"),
         ({"empty_score": 1.5}, "'empty_score'"),
-        ({"shrinkage": -1}, "'shrinkage'"),
+        ({"shrinkage": -0.5}, "'shrinkage'"),
         ({"class_groups": ["a"]}, "class_groups"),
         ({"cv": 1}, "'cv'"),
         ({"cv": [0, 1]}, "cv must name the fold"),
@@ -220,8 +237,10 @@ def test_predict_refuses_other_classes_and_an_unfitted_rule(simulate):
     probs, Y = simulate(20)
     with pytest.raises(NotFittedError):
         FBetaDecision().predict(probs)
-    with pytest.raises(ValueError, match="expecting 9 features"):
-        FBetaDecision(strategy="global").fit(probs, Y).predict(probs[:, :5])
+    decision = FBetaDecision(strategy="global", shrinkage=0).fit(probs, Y)
+    for other in (probs[:, :5], np.hstack([probs, probs])):
+        with pytest.raises(ValueError, match="expecting 9 features"):
+            decision.predict(other)
 
 
 def test_decision_goes_through_cross_val_score(simulate):
