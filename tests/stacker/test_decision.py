@@ -131,7 +131,7 @@ def test_a_state_of_another_version_is_refused(simulate):
     """Models that were saved once stay readable: today's version is the first."""
     state = FBetaDecision(strategy="global").fit(*simulate(20)).to_state()
     assert state["version"] == 1
-    with pytest.raises(ValueError, match="must have version 1. Got 2; save the model again"):
+    with pytest.raises(ValueError, match=r"must have version 1\. Got 2; save the model again"):
         FBetaDecision.from_state(state | {"version": 2})
 
 
