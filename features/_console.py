@@ -29,7 +29,16 @@ from rich.progress import (
 )
 from rich.text import Text
 
-__all__ = ["FAILED", "REFUSED", "Reporter", "clock", "exit_codes", "show_versions", "versions"]
+__all__ = [
+    "FAILED",
+    "REFUSED",
+    "Reporter",
+    "clock",
+    "exit_codes",
+    "printable",
+    "show_versions",
+    "versions",
+]
 
 FAILED, REFUSED = 1, 2
 # What the user asked for cannot be done as asked: bad input, or an output that is there already.
@@ -97,7 +106,7 @@ class Reporter:
     def log(self, message: str) -> None:
         """Write one line."""
         if not self.quiet:
-            self.console.print(message, markup=False, soft_wrap=True)
+            self.console.print(printable(message), markup=False, soft_wrap=True)
 
     @contextmanager
     def logging(self, name: str) -> Iterator[None]:
@@ -221,8 +230,21 @@ def exit_codes(interrupted: str = RESUMES) -> Iterator[None]:
         _end(f"interrupted; {interrupted}", FAILED, error)
 
 
+def printable(text: str) -> str:
+    r"""Text as one line that a terminal shows and does not obey.
+
+    Names of files and classes come from others: they may hold line ends and escape sequences.
+
+    Examples
+    --------
+    >>> printable("a\nb\x1b[2J")
+    'a\\nb\\x1b[2J'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def _end(text: str, code: int, error: BaseException) -> None:
-    typer.echo(text, err=True)
+    typer.echo(printable(text), err=True)
     raise typer.Exit(code) from error
 
 

@@ -163,7 +163,8 @@ def read_images(archive: Path, members: Iterable[str]) -> Iterator[NDArray[np.ui
         ) from error
     with ZipFile(archive) as bundle:
         for member in members:
-            with Image.open(io.BytesIO(bundle.read(member))) as image:
+            data = io.BytesIO(bundle.read(member))
+            with Image.open(data, formats=("PNG", "JPEG", "WEBP")) as image:
                 yield np.asarray(image.convert("RGB"), dtype=np.uint8)
 
 

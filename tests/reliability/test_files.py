@@ -6,6 +6,7 @@ import os
 import stat
 import struct
 import time
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -318,6 +319,34 @@ def test_a_file_name_that_is_no_text_is_refused_by_name(tmp_path):
         open_images(tmp_path)
 
 
+def test_a_poster_of_50000_pixels_takes_little_memory_beside_its_own():
+    """A dozen copies of the largest image, in each worker, take the machine down."""
+    from cnn_extract.stats import image_statistics
+    from cnn_extract.transforms import model_input
+
+    pixels = np.zeros((50_000, 400, 3), np.uint8)
+    tracemalloc.start()
+    try:
+        assert np.isfinite(image_statistics(pixels)).all()
+        assert model_input(pixels, 32).shape == (32, 32, 3)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 * pixels.nbytes
+
+
+def test_statistics_in_blocks_are_those_of_the_whole(rng, monkeypatch):
+    """The last block counts for too much, or not at all."""
+    from cnn_extract import stats
+
+    for kind, most in ((np.uint8, 256), (np.uint16, 65_536)):
+        pixels = rng.integers(0, most, (19, 23, 3)).astype(kind)
+        whole = stats.image_statistics(pixels)
+        with monkeypatch.context() as patch:
+            patch.setattr(stats, "BLOCK", 50)
+            np.testing.assert_allclose(stats.image_statistics(pixels), whole, rtol=1e-6)
+
+
 def test_an_extension_that_lies_does_not_matter():
     """A PNG called .jpg, as scrapers leave it, is skipped."""
     assert decode_image(png(), "x.jpg").shape == (3, 4, 3)
@@ -381,6 +410,22 @@ def test_names_that_no_file_can_hold_are_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match="must be text"):
         Stack({"m": [[0.5]]}, image_ids=["\udcff"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_names_with_line_ends_and_escapes_stay_on_one_line_of_the_screen(tmp_path):
+    """A file's name clears the terminal, or writes a line that looks like ours."""
+    from cnn_extract.cli import app as extract
+
+    name = "a\x1b[2J\nrefused: all is well\x9b.png"
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as made:
+        made.writestr(name, b"no image")
+    done = CliRunner().invoke(
+        extract, ["stats", str(tmp_path / "z.zip"), "--out", str(tmp_path / "o.csv")]
+    )
+    assert done.exit_code == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert r"a\x1b[2J\nrefused: all is well\x9b.png" in done.stderr
+    assert "\x1b" not in done.stderr
 
 
 def test_predictions_that_ask_for_all_memory_are_named(tmp_path):

@@ -155,6 +155,26 @@ def test_a_stopped_process_that_changes_the_store_is_named(store, other, monkeyp
     store.update_attrs({"a": 1})
 
 
+def test_a_reader_of_the_top_k_sees_no_row_that_is_being_written(store, monkeypatch):
+    """Positions of a finished row with values of an unfinished one."""
+    names = [f"topk/k/{leaf}" for leaf in ("index", "value")]
+    for name, kind in zip(names, (np.int32, np.float32), strict=True):
+        store.require_array(name, (2,), kind, ("image", "k"))
+    reader, real = FeatureStore.open(store.path), FeatureStore._read
+
+    def slow(self, name, **options):
+        values = real(self, name, **options)
+        if name == names[0]:
+            store.write_rows(names[0], 0, np.tile(np.array([0, 2], np.int32), (CHUNK, 1)))
+            store.write_rows(names[1], 0, np.full((CHUNK, 2), 0.5, np.float32))
+        return values
+
+    monkeypatch.setattr(FeatureStore, "_read", slow)
+    assert reader.probability_array("k").nnz == 0
+    monkeypatch.undo()
+    assert reader.probability_array("k").nnz == 2 * CHUNK
+
+
 def test_a_reader_sees_no_row_that_is_being_written(store, monkeypatch):
     """A row is read before its data is whole, and found marked a moment later."""
     store.write_rows(ROWS, 0, rows(0.1))
