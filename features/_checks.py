@@ -212,6 +212,11 @@ def from_polars(frame: Any, image_ids: ArrayLike | None) -> Any:
     if not hasattr(frame, "get_columns") or isinstance(frame, pd.DataFrame):
         return frame
     columns = [str(name) for name in frame.columns]
+    if "image_id" not in columns and image_ids is not None and len(frame) != np.size(image_ids):
+        raise ValueError(
+            f"a polars frame of {len(frame):,} rows has no column image_id, and there are "
+            f"{np.size(image_ids):,} images. Give it one, so that rows are matched by name."
+        )
     values = {name: frame[name].to_numpy() for name in columns if name != "image_id"}
     ids = frame["image_id"].to_list() if "image_id" in columns else image_ids
     return pd.DataFrame(values, index=None if ids is None else pd.Index(np.asarray(ids)))

@@ -71,9 +71,10 @@ def align_rows(
 ) -> Any:
     """Realign an array or DataFrame of n_images rows to the wanted image ids.
 
-    A DataFrame brings its own ids in its index; an array without `image_ids` is taken to be in
-    the store's order.
+    A DataFrame brings its own ids in its index (of polars in ``image_id``); an array without
+    `image_ids` is taken to be in the store's order.
     """
+    values = checks.from_polars(values, wanted if image_ids is None else image_ids)
     if isinstance(values, pd.DataFrame):
         image_ids = values.index if image_ids is None else image_ids
         values = values.to_numpy()
@@ -99,6 +100,7 @@ def align_matrix(
     `image_ids` and `classes` are (wanted, given) pairs; given may be None as in `align_rows`.
     """
     given = classes[1]
+    values = checks.from_polars(values, image_ids[0] if image_ids[1] is None else image_ids[1])
     if isinstance(values, pd.DataFrame) and given is None:
         given = values.columns
     values = align_rows(values, image_ids[0], image_ids[1], where)

@@ -232,6 +232,7 @@ class StoreWriter(StoreClaims):
     def add_image_stats(self, frame: pd.DataFrame) -> None:
         """Add image statistics: a DataFrame indexed by image id, a column a statistic."""
         self._refuse_view()
+        frame = checks.from_polars(frame, self.image_ids)
         where = "image_stats"
         if not isinstance(frame, pd.DataFrame):
             raise ValueError(
@@ -246,6 +247,7 @@ class StoreWriter(StoreClaims):
     def add_metadata(self, frame: pd.DataFrame) -> None:
         """Add user columns: a DataFrame indexed by image id; a column of that name is replaced."""
         self._refuse_view()
+        frame = checks.from_polars(frame, self.image_ids)
         order = checks.positions(self.image_ids, frame.index, what="image id", where="metadata")
         aligned = frame if order is None else frame.iloc[order]
         with self._changing():

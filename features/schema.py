@@ -38,7 +38,7 @@ class Stack:
         As in `LabelSpace`.
     embeddings, imagenet_logits : mapping of str to (n_images, dim), optional
     image_stats, metadata : DataFrame or array with n_images rows, optional
-        DataFrames are realigned by index.
+        DataFrames are realigned by index, those of polars by ``image_id``.
 
     Raises
     ------
@@ -166,6 +166,7 @@ class Stack:
         read = {}
         for name, values in (given or {}).items():
             where = f"{what} {name!r}"
+            values = checks.from_polars(values, self.image_ids)
             if isinstance(values, pd.DataFrame):
                 order = checks.positions(self.image_ids, values.index, what="image id", where=where)
                 values = checks.take_axis(values.to_numpy(), order, 0)
@@ -184,6 +185,7 @@ class Stack:
     ) -> pd.DataFrame | None:
         if given is None:
             return None
+        given = checks.from_polars(given, self.image_ids)
         if isinstance(given, pd.DataFrame):
             order = checks.positions(self.image_ids, given.index, what="image id", where=what)
             frame = given if order is None else given.iloc[order]

@@ -12,8 +12,9 @@ from scipy.sparse import csr_array
 
 from features.schema import Stack, as_stack
 from features.store import FeatureStore
-from stacker._align import align_stack, read_labels, read_new, read_stack
+from stacker._align import align_stack, is_unnamed, read_labels, read_new, read_stack
 from stacker._compare import decide_methods, fit_blends
+from stacker._frame_order import in_image_order, index_of
 from stacker.evaluation import (
     AVERAGES,
     Predictions,
@@ -111,6 +112,10 @@ def evaluate(
     stack, labels, known = labelled_images(model, X, Y)
     if groups is None and isinstance(X, FeatureStore):
         groups = X.split_group
+    # A store's images without labels are in groups, too; of frames and arrays all have labels.
+    named = X if isinstance(X, Stack | FeatureStore) else stack
+    ids = index_of(Y) if is_unnamed(X) else named.image_ids
+    groups = in_image_order(groups, ids, "groups")
     own = None if groups is None else np.asarray(groups)[known]
     methods, counts = _base_and_stack(model, stack), np.asarray(labels.sum(axis=0)).ravel()
     if trained_on is not None:

@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 
 from features import _checks as checks
 
-__all__ = ["as_pandas", "in_fitted_order", "in_one_order", "remember_names"]
+__all__ = [
+    "as_pandas",
+    "in_fitted_order",
+    "in_image_order",
+    "in_one_order",
+    "index_of",
+    "remember_names",
+]
 
 
 def as_pandas(values: Any) -> Any:
@@ -63,6 +70,35 @@ def _order(given: pd.Index, wanted: pd.Index, name: str, axis: str) -> NDArray[n
         raise ValueError(
             f"{error} DataFrames are matched by name; to match by position give frame.to_numpy()."
         ) from error
+
+
+def in_image_order(values: Any, image_ids: Any, name: str) -> Any:
+    """One value an image, a Series in the order of the ids; anything else as it is.
+
+    Ids of 0, 1, 2, ... are no names, nor is no index at all (``image_ids=None``).
+
+    Raises
+    ------
+    ValueError
+        For a Series of other images.
+
+    Examples
+    --------
+    >>> in_image_order(pd.Series([7, 8], index=["j", "i"]), np.array(["i", "j"]), "groups").tolist()
+    [8, 7]
+    """
+    if not isinstance(values, pd.Series) or image_ids is None:
+        return values
+    index = image_ids if isinstance(image_ids, pd.Index) else pd.Index(np.asarray(image_ids))
+    counted = index.astype(str).equals(pd.RangeIndex(len(index)).astype(str))
+    order = None if counted else _order(values.index, index, name, "image")
+    return checks.take_axis(values.to_numpy(), order, 0)
+
+
+def index_of(*given: Any) -> Any:
+    """Index of the first frame or Series among those given, or None."""
+    read = map(as_pandas, given)
+    return next((v.index for v in read if isinstance(v, pd.DataFrame | pd.Series)), None)
 
 
 def _is_plain(index: pd.Index) -> bool:

@@ -12,7 +12,7 @@ from scipy.sparse import csr_array
 from features.schema import Stack
 from features.store import FeatureStore
 from stacker._align import is_unnamed, read_labels, read_stack
-from stacker._frame_order import as_pandas
+from stacker._frame_order import as_pandas, in_image_order, index_of
 from stacker._training_folds import boosting_folds
 from stacker.leakage import warn_in_sample
 
@@ -78,6 +78,9 @@ def read_training_set(
     if not len(stack.classes):
         raise ValueError("there is no class to predict: X has no columns. Give at least one class.")
     labels, known = read_labels(X, Y, stack)
+    ids = index_of(Y) if is_unnamed(X) else stack.image_ids
+    groups = in_image_order(groups, ids, "groups")
+    sample_weight = in_image_order(sample_weight, ids, "sample_weight")
     if groups is None and isinstance(X, FeatureStore):
         groups = X.split_group
     stored = X.fold if isinstance(X, FeatureStore) else None

@@ -28,7 +28,7 @@ from stacker._calibration_maps import (
     parametric_features,
     shifted_log_loss,
 )
-from stacker._frame_order import in_fitted_order, remember_names
+from stacker._frame_order import in_fitted_order, in_image_order, index_of, remember_names
 from stacker._inputs import (
     Matrix,
     as_rows,
@@ -145,6 +145,7 @@ class ProbabilityCalibrator(OneToOneFeatureMixin, TransformerMixin, BaseEstimato
             Images of one group stay in one fold.
         """
         probs, labels = check_pairs(proba, Y, owner=type(self).__name__)
+        groups = in_image_order(groups, index_of(proba, Y), "groups")
         self._check_parameters()
         remember_names(self, proba)
         codes = group_names_and_codes(self.class_groups, probs.shape[1])[1]

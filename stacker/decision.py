@@ -10,7 +10,13 @@ from sklearn.utils.validation import check_is_fitted
 
 from stacker._assignment import assign_one_to_one
 from stacker._budget import budgeted_sets
-from stacker._frame_order import in_fitted_order, in_one_order, remember_names
+from stacker._frame_order import (
+    in_fitted_order,
+    in_image_order,
+    in_one_order,
+    index_of,
+    remember_names,
+)
 from stacker._inputs import (
     Matrix,
     check_beta,
@@ -154,6 +160,7 @@ class FBetaDecision(ClassifierMixin, BaseEstimator):
             Itself.
         """
         probs, labels = check_pairs(proba, Y, owner=type(self).__name__)
+        groups = in_image_order(groups, index_of(proba, Y), "groups")
         self._check_parameters()
         task = self._make_task(probs.shape[1])
         split_group = group_codes(groups, probs.shape[0])

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 
 from features.importing import read_predictions
+from features.schema import Stack
 from features.store import FeatureStore
 
 
@@ -179,3 +181,26 @@ def test_a_damaged_binary_file_is_named(tmp_path, name, message):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(ValueError, match=message):
             read_predictions(tmp_path / name)
+
+
+def test_polars_frames_are_matched_by_their_ids(tmp_path):
+    """The ids were taken for numbers, or for a statistic, and rows by position."""
+    ids, classes = ["i", "j", "k"], ["cat", "dog"]
+    wanted = {"cat": [0.1, 0.2, 0.3], "dog": [0.9, 0.8, 0.7]}
+    table = pl.DataFrame({"image_id": ids, **wanted})[::-1]
+    numbers = pl.DataFrame({"image_id": ids, "width": [1.0, 2.0, 3.0]})[::-1]
+    context = {"embeddings": {"e": numbers}, "image_stats": numbers, "metadata": numbers}
+    store = FeatureStore.from_arrays(
+        tmp_path / "s", image_ids=ids, classes=classes, probabilities={"a": table}, **context
+    )
+    stack = Stack({"a": table}, image_ids=ids, classes=classes, **context)
+    for found in (stack, store.to_stack()):
+        np.testing.assert_allclose(found.probabilities["a"].T, list(wanted.values()), rtol=1e-6)
+        assert found.embeddings["e"].ravel().tolist() == [1, 2, 3]
+        assert found.image_stats["width"].tolist() == [1, 2, 3]
+        assert found.metadata["width"].tolist() == [1, 2, 3]
+    store = FeatureStore.open(tmp_path / "s", "r+")
+    store.add_image_stats(numbers.drop("image_id"))  # no ids: the order of the store
+    assert store.image_stats["width"].tolist() == [3, 2, 1]
+    with pytest.raises(ValueError, match="a polars frame of 2 rows has no column image_id"):
+        store.add_metadata(numbers.drop("image_id")[:2])

@@ -9,6 +9,7 @@ from stacker import (
     FBetaDecision,
     PairStacker,
     StackingMultilabelClassifier,
+    evaluate,
     expected_fbeta_sets,
     fbeta_score,
 )
@@ -157,3 +158,27 @@ def test_classes_of_a_polars_frame_are_its_columns():
     near = KNeighborsClassifier(3)
     model = StackingMultilabelClassifier([("near", near)], near, cv=2).fit(X, Y)
     assert model.classes_.tolist() == ["a", "b"]
+
+
+def test_groups_weights_and_lists_in_a_series_follow_its_index(case):
+    """A Series sorted otherwise than the images gave them other images' groups and labels."""
+    proba, Y, *_ = case
+    order = np.random.default_rng(1).permutation(60)
+    groups = pd.Series(np.repeat(np.arange(20), 3), index=IDS)
+    weight = pd.Series(np.linspace(0.1, 2, 60), index=IDS)
+    lists = pd.Series([[c for c in CLASSES if Y.loc[i, c]] for i in IDS], index=IDS)
+    settings = {"cv": 3, "blocks": ("logits",), "random_state": 0, "n_jobs": 1}
+    X = {"m": proba, "n": proba**2}
+    want = PairStacker(**settings).fit(X, Y, groups.to_numpy(), sample_weight=weight.to_numpy())
+    got = PairStacker(**settings).fit(
+        X, lists.iloc[order], groups.iloc[order], sample_weight=weight.iloc[order]
+    )
+    np.testing.assert_array_equal(got.folds_, want.folds_)
+    np.testing.assert_array_equal(got.oof_proba_, want.oof_proba_)
+    found = evaluate(got, X, Y, groups.iloc[order], n=20).table
+    assert found.n_groups == 20
+    assert found.gains == evaluate(got, X, Y, groups.to_numpy(), n=20).table.gains
+    with pytest.raises(ValueError, match="groups: 60 of 60 expected image ids are missing"):
+        PairStacker(**settings).fit(X, Y, groups.rename(index=lambda name: f"x{name}"))
+    rules = [FBetaDecision(random_state=0).fit(proba, Y, g) for g in (groups, groups.iloc[order])]
+    np.testing.assert_equal(rules[0].cv_results_, rules[1].cv_results_)
