@@ -17,6 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from features._console import printable
+
 __all__ = ["Log"]
 
 PLAIN_EVERY = 2.0
@@ -46,7 +48,7 @@ class Log:
     def __call__(self, text: str) -> None:
         """Print one line."""
         if not self.quiet:
-            self.console.print(text, markup=False, soft_wrap=True)
+            self.console.print(printable(text), markup=False, soft_wrap=True)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
