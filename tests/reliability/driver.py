@@ -23,6 +23,8 @@ MOST_TRIES = 12  # runs begun for each kill: late ones come when the work is don
 def main() -> None:
     """Read {module, imports, whole, cut, kills, seed, signal, ...} from the first argument."""
     task = json.loads(sys.argv[1])
+    # A job in the background is started with Ctrl-C ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     app = importlib.import_module(task["module"]).app
     for given in task["imports"]:
         name, _, function = given.partition(":")
