@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from features import _checks as checks
 from features._labels import as_label_matrix
 from features._predictions import load_array
-from features._tables import CsvReader, file_named, header
+from features._tables import CsvReader, file_named, header, hint_of_separator
 
 __all__ = ["LabelFile", "read_label_file", "read_names"]
 
@@ -126,7 +126,10 @@ def read_label_file(
         raise FileNotFoundError(f"there is no file {path}")
     names = header(path)
     if len(names) < 2:
-        raise ValueError(f"{path} must have a column of image ids and one of labels; got {names}.")
+        raise ValueError(
+            f"{path} must have a column of image ids and one of labels; got {names}."
+            f"{hint_of_separator(names)}"
+        )
     ids = id_column or ("image_id" if "image_id" in names else names[0])
     rest = [name for name in names if name != ids]
     column = label_column or ("labels" if "labels" in rest else rest[0] if len(rest) == 1 else None)

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from features._tables import CsvReader, ParquetReader, columns_of
+from features._tables import CsvReader, ParquetReader, columns_of, numbers
 
 __all__ = [
     "Predictions",
@@ -80,7 +80,7 @@ def read_predictions(path: str | Path, id_column: str | None = None) -> dict[str
     if suffix in TABLES:
         read: Any = CsvReader if suffix == ".csv" else ParquetReader
         column = id_column or id_column_of(file)
-        return {model_name(file): read(column)(file)}
+        return {model_name(file): numbers(read(column)(file), file, column)}
     if suffix == ".npy":
         return {model_name(file): _checked(load_array(file), file)}
     if suffix not in ARRAYS:

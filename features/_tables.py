@@ -21,6 +21,7 @@ __all__ = [
     "file_named",
     "gather",
     "header",
+    "hint_of_separator",
     "numbers",
     "quoting",
     "read_metadata",
@@ -153,10 +154,11 @@ def read_metadata(table: pd.DataFrame, image_ids: pd.Index, path: Any) -> dict[s
     return given
 
 
-def numbers(frame: pd.DataFrame, path: Any) -> pd.DataFrame:
+def numbers(frame: pd.DataFrame, path: Any, first_line: str = "") -> pd.DataFrame:
     """Make the columns float32; refuse one that is not numeric, naming the first cell."""
     if not len(frame.columns):
-        raise ValueError(f"{path}: there is no class column beside the image ids")
+        hint = hint_of_separator([first_line])
+        raise ValueError(f"{path}: there is no class column beside the image ids.{hint}")
     for name in frame.columns[[not pd.api.types.is_numeric_dtype(t) for t in frame.dtypes]]:
         read = pd.to_numeric(frame[name], errors="coerce")
         wrong = frame.index[read.isna() & frame[name].notna()]
@@ -165,6 +167,15 @@ def numbers(frame: pd.DataFrame, path: Any) -> pd.DataFrame:
             f"{frame.loc[wrong[0], name]!r}"
         )
     return frame.astype(np.float32)
+
+
+def hint_of_separator(columns: list[str]) -> str:
+    """Say so where a first line looks as if its cells were separated by something else."""
+    first = "".join(columns)
+    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+        if separator in first:
+            return f" Is it separated by {name}? Use commas."
+    return ""
 
 
 def quoting(frame: pd.DataFrame) -> dict[str, Any]:
@@ -233,7 +244,7 @@ def _check_file(path: str | os.PathLike[str]) -> None:
 def _check_columns(columns: list[str], expected: list[str], path: Any) -> None:
     missing = [c for c in expected if c not in columns]
     if missing:
-        hint = " Is it separated by semicolons? Use commas." if ";" in "".join(columns) else ""
+        hint = hint_of_separator(columns)
         raise ValueError(
             f"{path} must have the columns {expected}; {missing} are missing, it has "
             f"{checks.first_few(columns)}.{hint}"

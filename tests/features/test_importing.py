@@ -239,6 +239,19 @@ def test_metadata_brings_split_groups(case):
     assert store.metadata["year"].eq(7).all()
 
 
+@pytest.mark.parametrize(("separator", "name"), [(";", "semicolons"), ("\t", "tabs")])
+def test_tables_with_other_separators_say_so(case, separator, name):
+    """They ended in "zero-size array to reduction operation minimum"."""
+    frame = pd.DataFrame(case["oof"]["a"], pd.Index(case["ids"], name="image_id"), CLASSES)
+    frame.to_csv(case["folder"] / "a.csv", sep=separator)
+    labels = case["folder"] / "labels.csv"
+    with pytest.raises(ValueError, match=f"a.csv: there is no class column.* separated by {name}"):
+        import_predictions(case["folder"] / "s", {"a": case["folder"] / "a.csv"}, labels)
+    labels.write_text(labels.read_text(encoding="utf-8").replace(",", separator), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"labels.csv must have .* separated by {name}"):
+        import_predictions(case["folder"] / "s", {"a": frame}, labels)
+
+
 def test_folds_are_made_unless_they_are_brought(case):
     """`stacker compare` and `build-features` refused every store that was imported."""
     ids = case["ids"]
