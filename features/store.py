@@ -109,6 +109,16 @@ class FeatureStore(StoreWriter):
             When there is nothing at `path`.
         ValueError
             When what is there is no store, or one of a newer version.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "store"
+        >>> _ = FeatureStore.create(path, image_ids=["i", "j"], classes=["cat", "dog"])
+        >>> store = FeatureStore.open(path, "r+")
+        >>> store.add_probabilities("se101", [[0.9, 0.2], [0.1, 0.8]])
+        >>> FeatureStore.open(path).probabilities("se101").loc["j"].idxmax()
+        'dog'
         """
         if mode not in ("r", "r+"):
             raise ValueError(f"mode must be 'r' or 'r+'; got {mode!r}. Use create for a new store.")
@@ -178,7 +188,7 @@ class FeatureStore(StoreWriter):
         label_column: str = "labels",
         **settings: Any,
     ) -> Self:
-        """Make a store of CSV files: one a model, with an id column and a column for each class.
+        r"""Make a store of CSV files: one a model, with an id column and a column for each class.
 
         Parameters
         ----------
@@ -197,6 +207,21 @@ class FeatureStore(StoreWriter):
         ValueError
             For a file without the expected columns, repeated ids or columns, cells that are no
             numbers, and names that do not match between files.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "a.csv").write_text("image_id,cat,dog\ni,0.9,0.2\nj,0.1,0.8\n")
+        >>> _ = (folder / "b.csv").write_text("image_id,dog,cat\nj,0.7,0.2\ni,0.1,0.6\n")
+        >>> _ = (folder / "labels.csv").write_text("image_id,labels\ni,cat\nj,cat dog\n")
+        >>> store = FeatureStore.from_csv(
+        ...     folder / "store",
+        ...     {name: folder / f"{name}.csv" for name in "ab"},
+        ...     labels=folder / "labels.csv",
+        ... )
+        >>> store.models, store.labels.toarray().tolist()
+        (['a', 'b'], [[1, 0], [1, 1]])
         """
         read = _tables.CsvReader(id_column)
         given = _tables.gather(read, probabilities, labels, metadata, label_column)
@@ -255,6 +280,20 @@ class FeatureStore(StoreWriter):
         ------
         ValueError
             Naming the first few ids that are not in the store, or that stand twice.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> store = FeatureStore.from_arrays(
+        ...     Path(tempfile.mkdtemp()) / "store",
+        ...     image_ids=["i", "j"],
+        ...     classes=["cat"],
+        ...     probabilities={"a": [[0.9], [0.2]]},
+        ...     labels=[["cat"], []],
+        ...     labels_known=[True, False],
+        ... )
+        >>> store.subset(["j", "i"]).image_ids.tolist(), store.subset(store.labels_known).n_images
+        (['j', 'i'], 1)
         """
         view = super().subset(image_ids)
         return view if path is None else view.copy(path)

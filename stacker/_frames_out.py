@@ -55,6 +55,22 @@ class FrameMixin:
         kind : {"proba", "sets"}
         library : {"pandas", "polars"}
             pandas has the ids in the index, polars in the column ``image_id``.
+
+        Raises
+        ------
+        ValueError
+            For another `kind` or `library`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from stacker import PairStacker
+        >>> rng = np.random.default_rng(0)
+        >>> Y = pd.DataFrame(rng.integers(0, 2, (60, 3)), columns=["cat", "dog", "owl"])
+        >>> X = {m: 0.6 * Y + 0.4 * rng.random(Y.shape) for m in "ab"}
+        >>> model = PairStacker(cv=3, blocks=("logits",), random_state=0, n_jobs=1).fit(X, Y)
+        >>> model.predict_frame(X, "sets").loc["0"].tolist() == Y.loc[0].tolist()
+        True
         """
         if kind not in KINDS:
             raise ValueError(f"kind must be of {KINDS}. Got {kind!r} instead.")
