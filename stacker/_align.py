@@ -12,7 +12,7 @@ from scipy.sparse import csr_array
 from features._checks import first_few
 from features.schema import LabelSpace, Stack, as_label_matrix, as_stack
 from features.store import FeatureStore
-from stacker._frame_order import as_pandas, in_image_order
+from stacker._frame_order import as_pandas, in_image_order, is_counted
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,15 @@ def read_labels(X: Any, Y: Any, stack: Stack) -> tuple[csr_array, NDArray[np.boo
         # Arrays have no ids: row k of a frame of labels is their image k.
         ids = None if is_unnamed(X) else stack.image_ids
         Y = in_image_order(Y, ids, "Y")
-        matrix = as_label_matrix(Y, classes=stack.classes, n_images=len(stack), image_ids=ids)
+        try:
+            matrix = as_label_matrix(Y, classes=stack.classes, n_images=len(stack), image_ids=ids)
+        except ValueError as error:
+            if ids is None or not is_counted(ids) or "image ids" not in str(error):
+                raise
+            raise ValueError(
+                f"{error} The stack was made without ids: give Stack(..., image_ids=), or labels "
+                "by position (Y.to_numpy())."
+            ) from error
         return matrix, np.ones(len(stack), dtype=bool)
     if not isinstance(X, FeatureStore):
         raise ValueError("Y is missing: only a FeatureStore brings its own labels.")

@@ -17,6 +17,7 @@ __all__ = [
     "in_image_order",
     "in_one_order",
     "index_of",
+    "is_counted",
     "remember_names",
 ]
 
@@ -90,9 +91,13 @@ def in_image_order(values: Any, image_ids: Any, name: str) -> Any:
     if not isinstance(values, pd.Series) or image_ids is None:
         return values
     index = image_ids if isinstance(image_ids, pd.Index) else pd.Index(np.asarray(image_ids))
-    counted = index.astype(str).equals(pd.RangeIndex(len(index)).astype(str))
-    order = None if counted else _order(values.index, index, name, "image")
+    order = None if is_counted(index) else _order(values.index, index, name, "image")
     return checks.take_axis(values.to_numpy(), order, 0)
+
+
+def is_counted(ids: Any) -> bool:
+    """Whether ids are 0, 1, 2, ... as `Stack` makes them where none were given."""
+    return np.array_equal(np.asarray(ids, dtype=str), np.arange(len(ids)).astype(str))
 
 
 def index_of(*given: Any) -> Any:

@@ -12,7 +12,7 @@ from scipy.sparse import csr_array
 from features.schema import Stack
 from features.store import FeatureStore
 from stacker._align import is_unnamed, read_labels, read_stack
-from stacker._frame_order import as_pandas, in_image_order, index_of
+from stacker._frame_order import as_pandas, in_image_order, index_of, is_counted
 from stacker._training_folds import boosting_folds
 from stacker.leakage import warn_in_sample
 
@@ -71,9 +71,8 @@ def read_training_set(
     if isinstance(X, FeatureStore) and X.skipped.any():
         logger.warning("%d images that extraction skipped are left out", X.skipped.sum())
         X = X.without_skipped()
-    frame = as_pandas(Y)
-    if classes is None and is_unnamed(X) and isinstance(frame, pd.DataFrame):
-        classes = frame.columns  # the only names there are
+    if classes is None and is_unnamed(X):
+        _refuse_named_columns(Y)
     stack = read_stack(X, classes)
     if not len(stack.classes):
         raise ValueError("there is no class to predict: X has no columns. Give at least one class.")
@@ -98,6 +97,17 @@ def read_training_set(
     )
     warn_in_sample(train.stack, train.labels, train.fold)
     return train
+
+
+def _refuse_named_columns(Y: Any) -> None:
+    """Refuse labels with class names beside arrays without: `get_dummies` sorts its columns."""
+    frame = as_pandas(Y)
+    if isinstance(frame, pd.DataFrame) and not is_counted(frame.columns):
+        raise ValueError(
+            f"Y names its classes ({[str(name) for name in frame.columns[:3]]} first), the arrays "
+            "of X do not: give classes=, the names of X's columns in their order; Y is then "
+            "matched by name."
+        )
 
 
 def _check_weight(sample_weight: ArrayLike | None, n_images: int) -> NDArray[np.float32] | None:

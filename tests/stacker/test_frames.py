@@ -5,6 +5,7 @@ import pandas as pd
 import polars as pl
 import pytest
 
+from features import Stack
 from stacker import (
     FBetaDecision,
     PairStacker,
@@ -135,17 +136,21 @@ def test_lists_of_names_are_refused_with_what_makes_a_matrix():
         )
 
 
-def test_arrays_take_the_names_of_labels_in_a_frame(case):
-    """Arrays have neither ids nor classes: labels with both were refused as other images."""
+def test_labels_in_a_frame_are_taken_beside_arrays_whose_classes_are_named(case):
+    """Rows without ids were refused as other images; columns by position would be a guess."""
     proba, Y, *_ = case
     X = {"m": proba.to_numpy(), "n": proba.to_numpy() ** 2}
     settings = {"cv": 2, "blocks": ("logits",), "random_state": 0, "n_jobs": 1}
-    model = PairStacker(**settings).fit(X, Y)
+    model = PairStacker(**settings).fit(X, Y.iloc[:, ::-1], classes=CLASSES)
     assert model.classes_.tolist() == CLASSES
+    with pytest.raises(ValueError, match=r"Y names its classes \(\['a', 'b', 'c'\].*give classes="):
+        PairStacker(**settings).fit(X, Y)
     assert model.score(X, Y.iloc[:, ::-1]) == model.score(X, Y.to_numpy())
     np.testing.assert_array_equal(
         model.predict_proba(X), PairStacker(**settings).fit(X, Y.to_numpy()).predict_proba(X)
     )
+    with pytest.raises(ValueError, match=r"ids are missing.* give Stack\(\.\.\., image_ids=\)"):
+        model.score(Stack(X, classes=CLASSES), Y)
     with pytest.raises(ValueError, match="kind must be of"):
         model.predict_frame(X, kind="labels")
 
