@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 from sklearn.base import BaseEstimator, clone
@@ -14,7 +15,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from features.blending import dense_probs
 from features.numeric import logit, logit_mean, sigmoid
-from features.schema import Stack, as_label_matrix, as_stack
+from features.schema import Stack, as_stack
+from stacker._align import read_labels
 from stacker._held import fit_held, held_pairs
 from stacker._logistic import fit_per_class, fit_pooled
 from stacker._proba import join_rows
@@ -149,7 +151,7 @@ class EnsembleSelection(BaseEstimator):
                 f"The 'scoring' parameter must be 'log_loss' or 'fbeta'. Got {self.scoring!r}."
             )
         stack = as_stack(X)
-        logits, labels, weight = self._sample(stack, _labels(stack, Y), validation_set)
+        logits, labels, weight = self._sample(stack, _labels(X, stack, Y), validation_set)
         votes = np.zeros(len(stack.models))
         total = np.zeros(labels.shape, dtype=np.float32)
         for n in range(self.n_rounds):
@@ -244,8 +246,9 @@ class LogisticBlend(BaseEstimator):
         if not self.shrinkage > 0:
             raise ValueError(f"shrinkage must be above 0. Got {self.shrinkage!r} instead.")
         stack = as_stack(X)
-        labels = _labels(stack, Y).tocsc()
+        labels = _labels(X, stack, Y).tocsc()
         self.models_ = list(stack.models)
+        self._class_names = stack.classes  # a model folder has its own
         step = max(1, MOST_PAIRS * 4 // len(stack.classes))
         picked = np.unique(np.linspace(0, len(stack) - 1, min(step, len(stack))).astype(np.int64))
         some = logit(dense_probs(stack[picked]))
@@ -270,7 +273,7 @@ class LogisticBlend(BaseEstimator):
     def predict_proba(self, X: Any) -> NDArray[np.float32]:
         """Blended probabilities, float32 of shape (n_images, n_classes); CSR of a top-k stack."""
         stack = _same_models(self, X)
-        coef = self.coef_.astype(np.float32)
+        coef = self.coef_[self._rows_of(stack)].astype(np.float32)
 
         def blend(probs: NDArray[np.float32], classes: Any) -> NDArray[np.float32]:
             total = np.broadcast_to(coef[classes, -1], probs.shape[1:]).copy()
@@ -279,6 +282,13 @@ class LogisticBlend(BaseEstimator):
             return sigmoid(total)
 
         return _blended(stack, blend)
+
+    def _rows_of(self, stack: Stack) -> Any:
+        """Rows of `coef_` that belong to the classes of a stack, by name where fit had them."""
+        names = getattr(self, "_class_names", stack.classes)
+        if np.array_equal(names, stack.classes) or set(names) != set(stack.classes):
+            return slice(None)  # arrays may stand in for named classes
+        return pd.Index(names).get_indexer(pd.Index(stack.classes))
 
 
 BLENDS: dict[str, Any] = {
@@ -338,8 +348,10 @@ def log_losses(logits: NDArray[np.float32], labels: NDArray[np.float32]) -> NDAr
     return np.maximum(logits, 0) - labels * logits + np.log1p(np.exp(-np.abs(logits)))
 
 
-def _labels(stack: Stack, Y: Any) -> csr_array:
-    return as_label_matrix(Y, classes=stack.classes, n_images=len(stack))
+def _labels(X: Any, stack: Stack, Y: Any) -> csr_array:
+    if Y is None:
+        raise ValueError("Y is missing: give the labels, (n_images, n_classes).")
+    return read_labels(X, Y, stack)[0]
 
 
 def _observed(labels: NDArray[np.float32]) -> tuple[Any, NDArray[np.float32]]:

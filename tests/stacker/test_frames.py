@@ -15,6 +15,7 @@ from stacker import (
     fbeta_score,
 )
 from stacker.adapt import PriorShift, TargetAdapter
+from stacker.blend import EnsembleSelection, LogisticBlend
 from stacker.calibration import ProbabilityCalibrator, reliability_curve
 from stacker.curate import hard_examples
 from stacker.evaluation import (
@@ -187,3 +188,18 @@ def test_groups_weights_and_lists_in_a_series_follow_its_index(case):
         PairStacker(**settings).fit(X, Y, groups.rename(index=lambda name: f"x{name}"))
     rules = [FBetaDecision(random_state=0).fit(proba, Y, g) for g in (groups, groups.iloc[order])]
     np.testing.assert_equal(rules[0].cv_results_, rules[1].cv_results_)
+
+
+@pytest.mark.parametrize("blend", [LogisticBlend, EnsembleSelection])
+def test_blends_match_frames_by_name(case, blend):
+    """Shuffled labels gave other weights, and a class got the weights of another."""
+    proba, Y, other, other_Y = case
+    X, turned = ({"m": p, "n": p**2} for p in (proba, other))
+    fitted = blend().fit(X, other_Y)
+    want = pd.DataFrame(blend().fit(X, Y).predict_proba(X), index=IDS, columns=CLASSES)
+    np.testing.assert_array_equal(fitted.predict_proba(X), want)
+    np.testing.assert_array_equal(
+        fitted.predict_proba(turned), want.loc[other.index, other.columns]
+    )
+    with pytest.raises(ValueError, match="Y is missing"):
+        blend().fit(X, None)
