@@ -64,6 +64,8 @@ def _order(given: pd.Index, wanted: pd.Index, name: str, axis: str) -> NDArray[n
     """Where each wanted name stands, or None where the order is right or there are no names."""
     if _is_plain(given) or _is_plain(wanted) or given.equals(wanted):
         return None
+    if _is_part_of_plain(given, wanted) or _is_part_of_plain(wanted, given):
+        return None
     what = {"image": "image id", "class": "class name"}[axis]
     try:
         return checks.positions(checks.as_names(wanted, what), given, what=what, where=name)
@@ -71,6 +73,12 @@ def _order(given: pd.Index, wanted: pd.Index, name: str, axis: str) -> NDArray[n
         raise ValueError(
             f"{error} DataFrames are matched by name; to match by position give frame.to_numpy()."
         ) from error
+
+
+def _is_part_of_plain(index: pd.Index, other: pd.Index) -> bool:
+    """Whether an index is some of 0, 1, 2, ..., as a fold of a frame without names has it."""
+    whole = [pd.api.types.is_integer_dtype(i.dtype) for i in (index, other)]
+    return whole == [True, False] and not index.astype(str).isin(other.astype(str)).any()
 
 
 def in_image_order(values: Any, image_ids: Any, name: str) -> Any:

@@ -113,6 +113,8 @@ def test_frames_without_names_are_matched_by_position(case):
     # A fold of frames that were numbered alike.
     part = [plain.iloc[[5, 3, 9]], plain.iloc[[9, 5, 3]]]
     assert fbeta_score(*part) == 1
+    # A fold of a frame without names beside one with ids.
+    assert log_loss(plain.iloc[5:9], proba.iloc[5:9]) == log_loss(Y.iloc[5:9], proba.iloc[5:9])
 
 
 def test_frames_of_other_images_or_classes_are_refused(case):
