@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +25,13 @@ from stacker.evaluation import (
     score_by_bin,
     score_methods,
 )
+from stacker.leakage import were_fitted_on
 from stacker.report import HeldOut
 
 __all__ = ["Evaluation", "evaluate", "evaluate_model", "held_out_of", "training_labels"]
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -162,6 +167,11 @@ def labelled_images(model: Any, X: Any, Y: Any) -> tuple[Stack, csr_array, NDArr
 
 def _base_and_stack(model: Any, stack: Stack) -> dict[str, Predictions]:
     base = model.base_.predict(stack)[0]
+    if were_fitted_on(model, base):
+        logger.warning(
+            "these look like the images that the model was fitted on: the scores are too high. "
+            "Score it on others, or see oof_score_ and `stacker compare`."
+        )
     return {
         "base": _as_decided(f"Base: {model.base_name_}", base, model.base_decision_, is_blend=True),
         "stack": _as_decided("Pair stack", model.predict_proba(stack), model.decision_),

@@ -27,7 +27,7 @@ from stacker._training_set import TrainingSet, read_training_set
 from stacker.blend import BLENDS
 from stacker.boosters import BOOSTERS, FoldFit, Rows
 from stacker.decision import FBetaDecision
-from stacker.fbeta import fbeta_score
+from stacker.fbeta import check_target, fbeta_score
 from stacker.persistence import read_folder, write_folder
 
 __all__ = ["PairStacker"]
@@ -206,8 +206,7 @@ class PairStacker(FrameMixin, BaseEstimator):
             )
         if self.decision != "auto" and not isinstance(self.decision, FBetaDecision):
             raise ValueError(
-                f"The 'decision' parameter must be 'auto' or an FBetaDecision. "
-                f"Got {self.decision!r} instead."
+                f"The 'decision' parameter must be 'auto' or FBetaDecision. Got {self.decision!r}."
             )
         if not (self.dask is None or isinstance(self.dask, str)):
             raise ValueError(
@@ -215,6 +214,7 @@ class PairStacker(FrameMixin, BaseEstimator):
                 f"Got {self.dask!r} instead."
             )
         parse_bytes(self.max_memory)
+        check_target(self.beta, self.average)
 
     def _booster_names(self) -> tuple[str, ...]:
         return (self.booster,) if isinstance(self.booster, str) else tuple(self.booster)

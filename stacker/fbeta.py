@@ -77,9 +77,8 @@ def fbeta_score(
     >>> round(fbeta_score([[1, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 1, 1]]), 4)
     0.6944
     """
-    if average not in AVERAGES:
-        raise ValueError(f"The 'average' parameter must be one of {AVERAGES}. Got {average!r}.")
-    beta, empty = check_beta(beta), check_empty_score(empty_score, allow_nan=True)
+    beta = check_target(beta, average)
+    empty = check_empty_score(empty_score, allow_nan=True)
     truth, pred = _check_pair(Y, Y_pred)
     if truth.shape[0] == 0:
         raise ValueError("fbeta_score needs at least one image. Got a matrix with 0 rows.")
@@ -282,6 +281,13 @@ def _joint_sets(
         np.put_along_axis(chosen, top, 1, axis=1)
         sets[better] = chosen[better]
     return sets, best
+
+
+def check_target(beta: float, average: str) -> float:
+    """Return beta, a real number above 0; the average must be a known one, too."""
+    if average not in AVERAGES:
+        raise ValueError(f"The 'average' parameter must be one of {AVERAGES}. Got {average!r}.")
+    return check_beta(beta)
 
 
 def check_max_labels(max_labels: int) -> int:

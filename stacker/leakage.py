@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, issparse
 
 from features.schema import Stack
 
-__all__ = ["Suspicion", "suspect_in_sample", "warn_in_sample"]
+__all__ = ["Suspicion", "suspect_in_sample", "warn_in_sample", "were_fitted_on"]
 
 logger = logging.getLogger("stacker.estimator")
 
@@ -37,6 +37,9 @@ HARDEST_SHARE = 0.1
 MOST_PAIRS = 1000
 # At most so many classes, and so many probabilities of each model, are looked at.
 MOST_CLASSES, MOST_CELLS = 200, 20_000_000
+# Of so many images so large a share must be their own nearest, to be those of `fit`; by chance
+# about one is. Training images reach 0.9 to 1 with a logistic base on 180 images.
+IMAGES_COMPARED, MOST_ALIKE = 100, 0.5
 
 Float = NDArray[np.float32]
 
@@ -216,3 +219,39 @@ def _auc(positive: Float, negative: Float) -> float:
     below = np.searchsorted(ordered, positive, side="left")
     not_above = np.searchsorted(ordered, positive, side="right")
     return float((below + not_above).mean() / (2 * len(negative)))
+
+
+def were_fitted_on(model: Any, base: Any) -> bool:
+    """Whether images look like those that a stack was fitted on, in the same order.
+
+    Parameters
+    ----------
+    model : fitted PairStacker
+    base : float array of shape (n_images, n_classes), or CSR
+        Probabilities of the model's base for the images.
+
+    Returns
+    -------
+    bool
+        True where, among up to 100 images, most have their own out-of-fold probabilities
+        nearest to what the base says now. Parts of the training images are not recognised, nor
+        are very few images, whose out-of-fold base differs too much.
+
+    Examples
+    --------
+    >>> from stacker import PairStacker
+    >>> rng = np.random.default_rng(0)
+    >>> Y = (rng.random((60, 4)) < 0.3).astype(np.int8)
+    >>> X = {m: np.clip(0.6 * Y + 0.4 * rng.random(Y.shape), 0, 1) for m in "ab"}
+    >>> model = PairStacker(cv=3, blocks=("logits",), base="mean", random_state=0).fit(X, Y)
+    >>> new = {m: np.clip(0.6 * Y + 0.4 * rng.random(Y.shape), 0, 1) for m in "ab"}
+    >>> [were_fitted_on(model, model.base_.predict(Stack(x))[0]) for x in (X, new)]
+    [True, False]
+    """
+    held_out = model.oof_base_proba_
+    if base.shape != held_out.shape:
+        return False
+    some = np.linspace(0, base.shape[0] - 1, min(base.shape[0], IMAGES_COMPARED)).astype(int)
+    now, then = (p[some].toarray() if issparse(p) else p[some] for p in (base, held_out))
+    far = np.abs(now[:, None] - then[None]).sum(axis=2)
+    return bool((far.argmin(axis=1) == np.arange(len(some))).mean() > MOST_ALIKE)

@@ -212,7 +212,17 @@ def _matrix_of(lists: list[list[str]], index: pd.Index) -> NDArray[np.int8]:
 
 
 def read_sample(path: str | Path) -> tuple[list[str], NDArray[np.str_]]:
-    """Columns of a sample submission, and its image ids."""
+    r"""Columns of a sample submission, and its image ids.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "sample.csv"
+    >>> _ = path.write_text("id,attribute_ids\ni,0 1\nj,0 1\n")
+    >>> columns, ids = read_sample(path)
+    >>> columns, ids.tolist()
+    (['id', 'attribute_ids'], ['i', 'j'])
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}")
     with file_named(path):

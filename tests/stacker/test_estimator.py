@@ -182,12 +182,16 @@ def test_score_is_the_f_beta_that_was_asked_for(fitted, slice_stack, slice_label
         ({"max_memory": "much"}, "max_memory must be"),
         ({"cv": "store"}, "with a FeatureStore"),
         ({"candidates": 0}, "at least 1"),
+        ({"average": "weighted"}, "'average' parameter must be one of"),
+        ({"beta": 0}, "'beta' parameter must be"),
     ],
 )
 def test_bad_parameters_are_refused_by_name(params, message, slice_stack, slice_labels):
     """A wrong parameter names itself and what would be right."""
+    model = small(**params)
     with pytest.raises(ValueError, match=message):
-        small(**params).fit(slice_stack, slice_labels)
+        model.fit(slice_stack, slice_labels)
+    assert not hasattr(model, "boosters_")  # not after the boosting, which takes hours
 
 
 def test_new_arrays_without_names_take_the_classes_of_fit(slice_stack, slice_labels):

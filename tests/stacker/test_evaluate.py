@@ -41,6 +41,18 @@ def test_scores_are_those_of_the_predictions(case):
     json.dumps(found.to_dict())
 
 
+def test_scores_of_the_training_images_come_with_a_warning(case, caplog):
+    """`stacker evaluate MODEL STORE` with the store of `fit` showed 0.99 without a word."""
+    model, stack, labels, _, train, test = case
+    evaluate(model, stack[test], labels[test], n=5)
+    # As many images as in training, but others.
+    mixed = np.concatenate([test, train[:100]])
+    evaluate(model, stack[mixed], labels[mixed], n=5)
+    assert "fitted on" not in caplog.text
+    evaluate(model, stack[train], labels[train], n=5)
+    assert "look like the images that the model was fitted on" in caplog.text
+
+
 def test_breakdowns_hold_each_class_once(case):
     """Bins are scored on their own classes and together hold all of them."""
     model, stack, labels, _, _, test = case
