@@ -310,7 +310,8 @@ class StoreReader:
 
     def _refuse_other_shape(self, name: str, array: Any) -> None:
         """Refuse an array whose metadata says other sizes than the store's: it was changed."""
-        sizes = {"image": len(self._all_ids), "class": self.n_classes}
+        n_images = len(self._all_ids)
+        sizes = {"image": n_images, "boundary": n_images + 1, "class": self.n_classes}
         shape, dims = getattr(array, "shape", None), None
         if shape is not None:
             dims = array.metadata.dimension_names
@@ -330,15 +331,23 @@ class StoreReader:
     def _read_csr(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """Boundaries and class positions of one and the same label matrix."""
         while True:
-            arrays = [self._array(f"labels/{name}") for name in ("indptr", "indices")]
+            first, stored = (self._array(f"labels/{name}") for name in ("indptr", "indices"))
             with _zarr.clear_errors("labels", self.path):
-                indptr, indices = (array[...] for array in arrays)
+                indptr = first[...]
+                fits = stored.shape == (indptr[-1],)
+                # What claims another size may claim more than any memory holds.
+                indices = stored[...] if fits else np.empty(0, np.int32)
             again = self._array("labels/indptr")
             with _zarr.clear_errors("labels", self.path):
                 # Another process may set other labels between the reads above.
                 same = np.array_equal(indptr, again[...])
-            if same:
+            if same and fits:
                 return indptr, indices
+            if same:
+                raise ValueError(
+                    f"labels in {self.path} are damaged: {indptr[-1]:,} are counted, "
+                    f"{stored.shape[0]:,} stored. Set them again (set_labels), or copy the store."
+                )
 
     def _read(self, name: str, *, escaped: bool = False) -> Any:
         """Read an array's values for the images of this view."""

@@ -221,7 +221,8 @@ def _named_parquet(path: Any) -> Iterator[None]:
 
     try:
         yield
-    except (ArrowException, OSError, ValueError) as error:
+    # KeyError and TypeError: the notes that pandas adds to its files lack something.
+    except (ArrowException, OSError, ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{path} is no Parquet file, or damaged: {error}") from error
 
 

@@ -102,9 +102,9 @@ def check_folder(folder: Path) -> None:
         )
     try:
         sums = json.loads((folder / "checksums.json").read_text(encoding="utf-8"))
-        names = set(sums)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{folder / 'checksums.json'} is damaged: {error}") from error
+        names = set(sums.keys())
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{folder / 'checksums.json'} is damaged: {error}. {ADVICE}") from error
     found = {file.name for file in folder.iterdir()} - {"checksums.json"}
     if found != names:
         odd = sorted(found ^ names)[:3]

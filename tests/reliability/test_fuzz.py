@@ -301,3 +301,45 @@ def test_a_store_without_a_file_ends_in_a_clear_error(store, tmp_path):
         shutil.copytree(path, copy)
         (copy / file.relative_to(path)).unlink()
         read_store(copy)
+
+
+# What the long forms found ----------------------------------------------------------------------
+
+
+def test_a_store_that_claims_labels_beyond_memory_is_refused(store):
+    """Eight gigabytes of zeros were read for six bytes of labels."""
+    path, files = store
+    for name, message in {
+        "indices": "are damaged: 2 are counted, 2,147,483,648 stored",
+        "indptr": "its axis 'boundary' has another length than the store",
+    }.items():
+        file = path / "labels" / name / "zarr.json"
+        document = json.loads(files[file])
+        file.write_text(json.dumps({**document, "shape": [2**31]}))
+        with pytest.raises(ValueError, match=message):
+            FeatureStore.open(path).labels  # noqa: B018
+        file.write_bytes(files[file])
+
+
+@pytest.mark.parametrize("lost", ["columns", "name", "numpy_type", "pandas_type"])
+def test_a_table_whose_notes_of_pandas_are_damaged_is_refused(tmp_path, lost):
+    """One byte in a key of the notes was a bare KeyError."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from features.importing import read_predictions
+
+    table = pa.Table.from_pandas(pd.DataFrame({"a": [0.5]}, pd.Index(["i"], name="image_id")))
+    notes = table.schema.metadata[b"pandas"].replace(f'"{lost}"'.encode(), b'"x"')
+    notes = notes.replace(b'"field_name"', b'"y"') if lost == "name" else notes
+    pq.write_table(table.replace_schema_metadata({b"pandas": notes}), tmp_path / "p.parquet")
+    with pytest.raises(ValueError, match=r"p\.parquet is no Parquet file, or damaged"):
+        read_predictions(tmp_path / "p.parquet")
+
+
+@pytest.mark.parametrize("content", ["[null]", '["model.json"]', "3", "null"])
+def test_checksums_that_are_no_object_are_refused(tmp_path, content):
+    """A list where names belong was a bare TypeError."""
+    (tmp_path / "checksums.json").write_text(content)
+    with pytest.raises(ValueError, match=r"checksums\.json is damaged"):
+        PairStacker.load(tmp_path)
