@@ -43,7 +43,8 @@ def main() -> None:
             break
         moment = draw.uniform(0.02, 0.98) * seconds
         code, after = stop(app, task["cut"], moment, task["signal"])
-        if code == 0:  # it was done before the signal: put it aside, and begin anew
+        # It was done before this signal (0) or at the last one (2): put it aside, and begin anew.
+        if code in (0, 2):
             whole.append(aside(task["out"], len(whole)))
             continue
         assert code == (-signal.SIGKILL if task["signal"] == signal.SIGKILL else 1), code
