@@ -4,7 +4,12 @@ import ast
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy.sparse import csr_array
+
+import stacker.datasets
+from stacker import fbeta_score
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NAMES = (
@@ -61,3 +66,36 @@ def test_a_notebook_defines_no_logic(name):
     for cell in code_cells(name):
         found = [n for n in ast.walk(ast.parse(python_of(cell))) if isinstance(n, banned)]
         assert not found, ast.unparse(found[0])
+
+
+# What a notebook has found in the end; noise must score there like the prior.
+SCORES = {
+    "01_quickstart": lambda names: names["found"].table.scores["f2_samples"],
+    "03_imet_recipe": lambda names: names["table"].drop(columns="columns").stack(),
+    "04_decisions": lambda names: names["table"]["F2 samples"],
+    "06_domain_shift": lambda names: names["table"]["F2 (samples)"][0.0],
+    "08_scikit_learn": lambda names: names["table"]["mean"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCORES)
+def test_noise_as_labels_scores_like_the_prior(name, monkeypatch):
+    """A notebook that scores what it was fitted on teaches its readers to."""
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot.switch_backend("agg")
+    data = stacker.datasets.load_openclipart_oof()
+    data.labels = data.labels[np.random.default_rng(0).permutation(data.labels.shape[0])]
+    monkeypatch.setattr(stacker.datasets, "load_openclipart_oof", lambda: data)
+    names = {}
+    for cell in code_cells(name):
+        exec(python_of(cell), names)
+    pyplot.close("all")
+    labels = csr_array(names["Y"]) if name == "08_scikit_learn" else data.labels
+    found = np.asarray(SCORES[name](names), dtype=float)
+    assert len(found) >= 3
+    # The best set for all images knows nothing of any; 0.015 is a standard error of 320 images.
+    often = np.argsort(-labels.sum(axis=0), kind="stable")
+    sets = (np.isin(np.arange(labels.shape[1]), often[:k]) for k in range(1, 30))
+    prior = max(fbeta_score(labels, np.tile(s, (labels.shape[0], 1)).astype(int)) for s in sets)
+    assert found.max() < prior + 0.045
