@@ -159,6 +159,8 @@ def numbers(frame: pd.DataFrame, path: Any, first_line: str = "") -> pd.DataFram
     if not len(frame.columns):
         hint = hint_of_separator([first_line])
         raise ValueError(f"{path}: there is no class column beside the image ids.{hint}")
+    if not len(frame):
+        raise ValueError(f"{path}: it holds no image, only a first line. Write a line an image.")
     for name in frame.columns[[not pd.api.types.is_numeric_dtype(t) for t in frame.dtypes]]:
         read = pd.to_numeric(frame[name], errors="coerce")
         wrong = frame.index[read.isna() & frame[name].notna()]

@@ -120,7 +120,11 @@ def _check_metadata(found: Verified, path: str | os.PathLike[str]) -> dict[str, 
         found.notes.append("metadata is not gathered: a run is unfinished, run it again")
         return _documents(found, path)
     listed = gathered.get("metadata") if isinstance(gathered, dict) else None
-    if not isinstance(listed, dict) or gathered != _as_gathered(listed):
+    if not (
+        isinstance(listed, dict)
+        and gathered == _as_gathered(listed)
+        and all(isinstance(document, dict) for document in listed.values())
+    ):
         found.problems.append("zarr.json: the gathered metadata is damaged")
         return None
     for name, document in listed.items():

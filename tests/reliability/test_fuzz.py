@@ -343,3 +343,22 @@ def test_checksums_that_are_no_object_are_refused(tmp_path, content):
     (tmp_path / "checksums.json").write_text(content)
     with pytest.raises(ValueError, match=r"checksums\.json is damaged"):
         PairStacker.load(tmp_path)
+
+
+def test_gathered_metadata_that_is_a_number_is_damage(store):
+    """`stacker verify` itself ended in an AttributeError."""
+    path, files = store
+    document = json.loads(files[path / "zarr.json"])
+    document["consolidated_metadata"]["metadata"]["class"] = -1
+    (path / "zarr.json").write_text(json.dumps(document))
+    assert "zarr.json: the gathered metadata is damaged" in verify_store(path).problems
+    (path / "zarr.json").write_bytes(files[path / "zarr.json"])
+
+
+def test_a_table_without_lines_is_refused(tmp_path):
+    """A first line alone was a bare IndexError."""
+    from features.importing import read_predictions
+
+    (tmp_path / "p.csv").write_text("image_id,a,b\n")
+    with pytest.raises(ValueError, match=r"p\.csv: it holds no image, only a first line"):
+        read_predictions(tmp_path / "p.csv")
