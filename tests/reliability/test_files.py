@@ -377,7 +377,7 @@ def test_names_go_out_as_they_came_in(tmp_path):
     again = read_labels(path)
     assert list(again.image_ids) == CELLS
     assert set(again.lists) == {("=cmd|'/C_calc'!A0",)}
-    wide = np.full((10, 2), 0.5)
+    wide = np.full((10, 2), 0.5, dtype=np.float32)
     path = write_submission(
         tmp_path / "w.csv", wide, image_ids=CELLS, classes=["=1+1", "b\nc"], form="wide"
     )
