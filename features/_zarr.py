@@ -159,7 +159,11 @@ def replacing(root: zarr.Group, path: str) -> Iterator[str]:
     if final.exists():
         # Between the two renames readers find the old node where it is now: see `node`.
         final.rename(old)
-    temporary.rename(final)
+    try:
+        temporary.rename(final)
+    except BaseException:
+        _finish_replacing(local)
+        raise
     _sync(final.parent)
     remove(old, local / TEMPORARY)
 
@@ -194,7 +198,9 @@ def _finish_replacing(local: Path) -> None:
 def forget_consolidated(root: zarr.Group) -> None:
     """Drop the gathered metadata: it is about to say what is no longer true."""
     with _quiet():
-        reopen(root).attrs.update({})
+        opened = reopen(root)
+        # An update without attributes would write nothing.
+        opened.attrs.put(dict(opened.attrs))
 
 
 def reopen(root: zarr.Group) -> zarr.Group:
