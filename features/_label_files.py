@@ -78,7 +78,7 @@ class LabelFile:
             raise ValueError(
                 f"classes: {self.path} has {len(strange):,} labels that are no class of the "
                 f"predictions, first: {checks.first_few(strange)}; these are "
-                f"{checks.first_few(classes, 3)}.{_hint_of_separator(strange, classes)}"
+                f"{checks.first_few(classes, 3)}.{_hint_of_label_separator(strange, classes)}"
             )
         labels: Any = self.table
         if self.table is None:
@@ -100,7 +100,7 @@ def _hint_of_ids(wanted: NDArray[np.str_], given: NDArray[np.str_]) -> str:
     return " Without folders and file endings they agree: leave these out on both sides."
 
 
-def _hint_of_separator(strange: list[str], classes: NDArray[np.str_]) -> str:
+def _hint_of_label_separator(strange: list[str], classes: NDArray[np.str_]) -> str:
     known = set(classes.tolist())
     for separator in ",;|":
         if any(separator in name and known.issuperset(name.split(separator)) for name in strange):
