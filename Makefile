@@ -18,8 +18,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## real images to label sets: prints the table, writes report.html
 	$(BIN)/stacker demo --out demo/ --report report.html --force
 
-test: $(STAMP)  ## unit and end-to-end tests, doctests, README's Python blocks
-	$(BIN)/python -m pytest
+AT_ONCE ?= 2
+
+test: $(STAMP)  ## unit and end-to-end tests, doctests, README's Python blocks (AT_ONCE=n files at once)
+	$(BIN)/python -m pytest --numprocesses $(AT_ONCE) --dist loadfile
 
 browser-test: $(STAMP)  ## the report in headless Chromium; installs Chromium where apt-get can
 	command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \

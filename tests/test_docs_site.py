@@ -8,11 +8,15 @@ import pytest
 sync_api = pytest.importorskip(
     "playwright.sync_api", reason="needs playwright: `make browser-test` installs it"
 )
-SITE = Path(__file__).parents[1] / "site"
+SITE, DOCS = Path(__file__).parents[1] / "site", Path(__file__).parents[1] / "docs" / "_site"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: `make browser-test`"),
-    pytest.mark.skipif(not (SITE / "index.html").exists(), reason="needs the site: `make docs`"),
+    pytest.mark.skipif(
+        not (SITE / "index.html").exists()
+        or (SITE / "index.html").stat().st_mtime < (DOCS / "conf.py").stat().st_mtime,
+        reason="needs the site, no older than its settings: `make docs`",
+    ),
 ]
 PAGES = ("index", "recipes", "reference/stacker.estimator")
 
