@@ -18,6 +18,8 @@ __all__ = [
     "in_one_order",
     "index_of",
     "is_counted",
+    "names_from_state",
+    "names_to_state",
     "remember_names",
 ]
 
@@ -126,6 +128,18 @@ def remember_names(estimator: Any, proba: Any) -> None:
     frame = as_pandas(proba)
     if isinstance(frame, pd.DataFrame) and all(isinstance(c, str) for c in frame.columns):
         estimator.feature_names_in_ = np.asarray(frame.columns, dtype=object)
+
+
+def names_to_state(estimator: Any) -> dict[str, Any]:
+    """Give the class names that `fit` saw, for a state; nothing where it saw none."""
+    names = getattr(estimator, "feature_names_in_", None)
+    return {} if names is None else {"class_names": names.astype(str)}
+
+
+def names_from_state(estimator: Any, state: dict[str, Any]) -> None:
+    """Undo `names_to_state`: a loaded estimator matches frames by name as the fitted one did."""
+    if "class_names" in state:
+        estimator.feature_names_in_ = np.asarray(state["class_names"], dtype=object)
 
 
 def in_fitted_order(estimator: Any, proba: Any) -> Any:

@@ -28,7 +28,14 @@ from stacker._calibration_maps import (
     parametric_features,
     shifted_log_loss,
 )
-from stacker._frame_order import in_fitted_order, in_image_order, index_of, remember_names
+from stacker._frame_order import (
+    in_fitted_order,
+    in_image_order,
+    index_of,
+    names_from_state,
+    names_to_state,
+    remember_names,
+)
 from stacker._inputs import (
     Matrix,
     as_rows,
@@ -195,6 +202,7 @@ class ProbabilityCalibrator(OneToOneFeatureMixin, TransformerMixin, BaseEstimato
             "scope": self.scope_,
             "class_group": self.class_group_,
             "map": self.map_,
+            **names_to_state(self),
         }
 
     @classmethod
@@ -211,6 +219,7 @@ class ProbabilityCalibrator(OneToOneFeatureMixin, TransformerMixin, BaseEstimato
         calibrator.map_ = {k: np.asarray(v) for k, v in state["map"].items()}
         calibrator.cv_results_ = {}
         calibrator.n_features_in_ = len(calibrator.class_group_)
+        names_from_state(calibrator, state)
         return calibrator
 
     def __sklearn_tags__(self) -> Any:

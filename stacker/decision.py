@@ -15,6 +15,8 @@ from stacker._frame_order import (
     in_image_order,
     in_one_order,
     index_of,
+    names_from_state,
+    names_to_state,
     remember_names,
 )
 from stacker._inputs import (
@@ -223,6 +225,7 @@ class FBetaDecision(ClassifierMixin, BaseEstimator):
                 "shrinkage": task.shrinkage,
                 "class_group": task.class_group,
                 "bounds": task.bounds._asdict(),
+                **names_to_state(self),
             }
         )
 
@@ -245,6 +248,7 @@ class FBetaDecision(ClassifierMixin, BaseEstimator):
         decision.strategy_, decision.rule_ = nested["strategy"], nested.get("rule", {})
         decision.n_features_in_ = len(class_group)
         decision.cv_results_ = {}
+        names_from_state(decision, nested)
         return decision
 
     def __sklearn_tags__(self) -> Any:

@@ -97,6 +97,20 @@ def test_classes_in_another_order_than_fit_meet_their_own_thresholds(case, conve
     np.testing.assert_array_equal(adapter.predict_proba(other), adapter.predict_proba(proba)[order])
 
 
+def test_a_loaded_rule_still_knows_its_classes(case):
+    """A rule that was saved took frames by position where the fitted one took them by name."""
+    proba, Y, other, _ = case
+    for fitted, use in (
+        (FBetaDecision(strategy="class", shrinkage=0), "predict"),
+        (ProbabilityCalibrator("platt", "class"), "transform"),
+    ):
+        loaded = type(fitted).from_state(fitted.fit(proba, Y).to_state())
+        want = getattr(fitted, use)(other)
+        np.testing.assert_array_equal(getattr(loaded, use)(other), want)
+        with pytest.raises(ValueError, match="DataFrames are matched by name"):
+            getattr(loaded, use)(other.rename(columns={"a": "z"}))
+
+
 def test_polars_frames_with_ids_are_scored_and_decided(case):
     """The column of ids was taken for probabilities."""
     proba, Y, *_ = case
