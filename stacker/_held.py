@@ -14,7 +14,7 @@ from scipy.sparse import csr_array
 
 from features.numeric import logit
 from features.schema import Stack
-from stacker._logistic import STEPS, solve_positive
+from stacker._logistic import fit_pairs
 
 __all__ = ["HeldPairs", "fit_held", "held_pairs", "mark_labels"]
 
@@ -135,81 +135,21 @@ def fit_held(
     -------
     float64 array of shape (n_classes, n_models + 1)
     """
+    n_images, n_models = len(held.indptr) - 1, len(held.probs)
     marked = mark_labels(held.indptr, held.classes, labels)
-    places = csr_array((np.arange(len(marked)), held.classes, held.indptr))
-    by_class = csr_array(places, shape=(len(held.indptr) - 1, held.n_classes)).tocsc()
-    order, starts = by_class.data, by_class.indptr.astype(np.int64)
-    logits = np.ascontiguousarray(logit(held.probs[:, order]).T)
-    own = marked[order].astype(np.float64)
+    shape = (n_images, held.n_classes)
+    by_class = csr_array((np.arange(len(marked)), held.classes, held.indptr), shape=shape).tocsc()
+    order, sizes = by_class.data, np.diff(by_class.indptr)
     positives = np.asarray(labels.sum(axis=0), dtype=np.float64).ravel()
-    rest_positive = positives - np.bincount(held.classes[marked], minlength=held.n_classes)
-    rest = len(held.indptr) - 1 - np.diff(starts) - rest_positive
-    nothing = float(logit(np.zeros(1))[0])
-    coef = np.tile(prior, (held.n_classes, 1))
-    _newton(logits, own, starts, rest, rest_positive, nothing, prior, precision, coef)
-    return coef
-
-
-@njit(parallel=True, cache=True)
-def _newton(  # type: ignore[no-untyped-def]
-    logits, labels, starts, rest, rest_positive, nothing, prior, precision, coef
-):
-    """Run damped Newton steps for every class, in place."""
-    n_models = logits.shape[1]
-    width = n_models + 1
-    for c in prange(len(coef)):
-        own, marks = logits[starts[c] : starts[c + 1]], labels[starts[c] : starts[c + 1]]
-        counts = np.array([rest[c], rest_positive[c]])
-        previous = _objective(own, marks, counts, nothing, prior, precision, coef[c])
-        x = np.ones(width)
-        for _ in range(STEPS):
-            gradient = precision * (coef[c] - prior)
-            hessian = np.zeros((width, width))
-            for a in range(width):
-                hessian[a, a] = precision
-            for i in range(len(own) + 2):
-                z, n, y = coef[c, n_models], 1.0, 0.0
-                for m in range(n_models):
-                    x[m] = own[i, m] if i < len(own) else nothing
-                    z += coef[c, m] * x[m]
-                if i < len(own):
-                    y = marks[i]
-                else:
-                    n, y = counts[i - len(own)], 1.0 * (i - len(own))
-                p = 1.0 / (1.0 + np.exp(-z))
-                for a in range(width):
-                    gradient[a] += n * (p - y) * x[a]
-                    for b in range(a + 1):
-                        hessian[a, b] += n * p * (1.0 - p) * x[a] * x[b]
-            step = solve_positive(hessian, gradient)
-            # Halve until it helps: a full step can overshoot on nearly separable classes.
-            scale = 1.0
-            value = _objective(own, marks, counts, nothing, prior, precision, coef[c] - step)
-            while value > previous and scale > 1e-3:
-                scale *= 0.5
-                there = coef[c] - scale * step
-                value = _objective(own, marks, counts, nothing, prior, precision, there)
-            if value >= previous - 1e-9 * abs(previous):
-                break
-            coef[c] -= scale * step
-            previous = value
-
-
-@njit(cache=True)
-def _objective(logits, labels, counts, nothing, prior, precision, weights):  # type: ignore[no-untyped-def]
-    """Penalised log loss (sum, nats) of one class."""
-    n_models = logits.shape[1]
-    total = 0.0
-    for a in range(n_models + 1):
-        total += 0.5 * precision * (weights[a] - prior[a]) ** 2
-    for i in range(len(logits)):
-        z = weights[n_models]
-        for m in range(n_models):
-            z += weights[m] * logits[i, m]
-        total += max(z, 0.0) - labels[i] * z + np.log1p(np.exp(-abs(z)))
-    z = weights[n_models]
-    for m in range(n_models):
-        z += weights[m] * nothing
-    for y in range(2):
-        total += counts[y] * (max(z, 0.0) - y * z + np.log1p(np.exp(-abs(z))))
-    return total
+    missed = positives - np.bincount(held.classes[marked], minlength=held.n_classes)
+    # The two observations of images without the pair end each class's pairs.
+    starts = np.concatenate([[0], np.cumsum(sizes + 2, dtype=np.int64)])
+    logits = np.full((starts[-1], n_models), logit(np.zeros(1))[0], dtype=np.float32)
+    own, weight = np.zeros(len(logits)), np.ones(len(logits))
+    places = np.arange(len(order)) + 2 * held.classes[order]
+    logits[places] = logit(held.probs[:, order]).T
+    own[places] = marked[order]
+    own[starts[1:] - 1] = 1
+    weight[starts[1:] - 2] = n_images - sizes - missed
+    weight[starts[1:] - 1] = missed
+    return fit_pairs(logits, own, weight, starts, prior, precision)

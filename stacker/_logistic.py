@@ -21,9 +21,10 @@ def fit_pooled(logits: NDArray[np.float32], labels: NDArray[np.float32]) -> NDAr
     float64 array of shape (n_models + 1,)
         Weights, then the intercept.
     """
-    flat = logits.reshape(1, logits.shape[0], -1).transpose(1, 0, 2)
-    start = np.append(np.full(len(logits), 1 / len(logits)), 0.0)
+    n_models = len(logits)
+    flat = logits.reshape(n_models, 1, -1).transpose(1, 2, 0)
     own = labels.reshape(1, -1)
+    start = np.append(np.full(n_models, 1 / n_models), 0.0)
     return fit_per_class(flat, own, np.ones_like(own), start, RIDGE)[0]
 
 
@@ -34,15 +35,16 @@ def fit_per_class(
     prior: NDArray[np.float64],
     precision: float,
 ) -> NDArray[np.float64]:
-    """Fit each class's weights, with a Gaussian prior around `prior`.
+    """Fit each class's weights on the same number of images, with a Gaussian prior.
 
     Parameters
     ----------
-    logits : float32 array of shape (n_models, n_classes, n_images)
+    logits : float32 array of shape (n_classes, n_images, n_models)
     labels : float32 array of shape (n_classes, n_images), 0/1
     weight : float32 array of shape (n_classes, n_images)
         How many images a pair speaks for.
     prior : float64 array of shape (n_models + 1,)
+        Its mean.
     precision : float
         Of the prior, the same for every weight.
 
@@ -50,35 +52,66 @@ def fit_per_class(
     -------
     float64 array of shape (n_classes, n_models + 1)
     """
-    coef = np.tile(prior, (labels.shape[0], 1))
-    given = (np.ascontiguousarray(values) for values in (logits, labels, weight))
+    n_classes, n_images, n_models = logits.shape
+    flat = logits.reshape(-1, n_models), labels.reshape(-1), weight.reshape(-1)
+    return fit_pairs(*flat, np.arange(n_classes + 1) * n_images, prior, precision)
+
+
+def fit_pairs(
+    logits: NDArray[np.float32],
+    labels: NDArray[np.floating],
+    weight: NDArray[np.floating],
+    starts: NDArray[np.int64],
+    prior: NDArray[np.float64],
+    precision: float,
+) -> NDArray[np.float64]:
+    """Fit each class's weights on its own pairs, with a Gaussian prior.
+
+    Parameters
+    ----------
+    logits : float32 array of shape (n_pairs, n_models)
+        Sorted by class.
+    labels, weight : float array of shape (n_pairs,)
+    starts : int64 array of shape (n_classes + 1,)
+        Class c has the pairs from starts[c] up to starts[c + 1].
+    prior, precision
+        As in `fit_per_class`.
+
+    Returns
+    -------
+    float64 array of shape (n_classes, n_models + 1)
+    """
+    coef = np.tile(prior, (len(starts) - 1, 1))
+    given = (np.ascontiguousarray(values) for values in (logits, labels, weight, starts))
     _newton(*given, prior, precision, coef)
     return coef
 
 
 @njit(parallel=True, cache=True)
-def _newton(logits, labels, weight, prior, precision, coef):  # type: ignore[no-untyped-def]
+def _newton(logits, labels, weight, starts, prior, precision, coef):  # type: ignore[no-untyped-def]
     """Run damped Newton steps for every class, in place."""
-    n_models = logits.shape[0]
+    n_models = logits.shape[1]
     width = n_models + 1
-    for c in prange(len(labels)):
+    for c in prange(len(coef)):
+        own = slice(starts[c], starts[c + 1])
+        given = (logits[own], labels[own], weight[own], prior, precision)
         x = np.ones(width)
-        previous = _objective(logits, labels, weight, prior, precision, c, coef[c])
+        previous = _objective(*given, coef[c])
         for _ in range(STEPS):
             gradient = precision * (coef[c] - prior)
             hessian = np.zeros((width, width))
             for a in range(width):
                 hessian[a, a] = precision
-            for i in range(labels.shape[1]):
-                n = weight[c, i]
+            for i in range(starts[c], starts[c + 1]):
+                n = weight[i]
                 if n == 0.0:
                     continue
                 z = coef[c, n_models]
                 for m in range(n_models):
-                    x[m] = logits[m, c, i]
+                    x[m] = logits[i, m]
                     z += coef[c, m] * x[m]
                 p = 1.0 / (1.0 + np.exp(-z))
-                residual = n * (p - labels[c, i])
+                residual = n * (p - labels[i])
                 curvature = n * p * (1.0 - p)
                 for a in range(width):
                     gradient[a] += residual * x[a]
@@ -87,15 +120,31 @@ def _newton(logits, labels, weight, prior, precision, coef):  # type: ignore[no-
             step = solve_positive(hessian, gradient)
             # Halve until it helps: a full step can overshoot on nearly separable classes.
             scale = 1.0
-            value = _objective(logits, labels, weight, prior, precision, c, coef[c] - step)
+            value = _objective(*given, coef[c] - step)
             while value > previous and scale > 1e-3:
                 scale *= 0.5
-                there = coef[c] - scale * step
-                value = _objective(logits, labels, weight, prior, precision, c, there)
+                value = _objective(*given, coef[c] - scale * step)
             if value >= previous - 1e-9 * abs(previous):
                 break
             coef[c] -= scale * step
             previous = value
+
+
+@njit(cache=True)
+def _objective(logits, labels, weight, prior, precision, weights):  # type: ignore[no-untyped-def]
+    """Penalised log loss (sum, nats) of one class."""
+    n_models = logits.shape[1]
+    total = 0.0
+    for a in range(n_models + 1):
+        total += 0.5 * precision * (weights[a] - prior[a]) ** 2
+    for i in range(len(logits)):
+        if weight[i] == 0.0:
+            continue
+        z = weights[n_models]
+        for m in range(n_models):
+            z += weights[m] * logits[i, m]
+        total += weight[i] * (max(z, 0.0) - labels[i] * z + np.log1p(np.exp(-abs(z))))
+    return total
 
 
 @njit(cache=True)
@@ -121,20 +170,3 @@ def solve_positive(matrix, right):  # type: ignore[no-untyped-def]
             x[a] -= matrix[k, a] * x[k]
         x[a] /= matrix[a, a]
     return x
-
-
-@njit(cache=True)
-def _objective(logits, labels, weight, prior, precision, c, weights):  # type: ignore[no-untyped-def]
-    """Penalised log loss (sum, nats) of one class."""
-    n_models = logits.shape[0]
-    total = 0.0
-    for a in range(n_models + 1):
-        total += 0.5 * precision * (weights[a] - prior[a]) ** 2
-    for i in range(labels.shape[1]):
-        if weight[c, i] == 0.0:
-            continue
-        z = weights[n_models]
-        for m in range(n_models):
-            z += weights[m] * logits[m, c, i]
-        total += weight[c, i] * (max(z, 0.0) - labels[c, i] * z + np.log1p(np.exp(-abs(z))))
-    return total

@@ -265,9 +265,9 @@ class LogisticBlend(BaseEstimator):
         block = slice(start, min(start + CLASSES_AT_ONCE, len(stack.classes)))
         own = labels[:, block].toarray().T.astype(np.float32)
         rows, weight = _observed(own)
-        # Classes first and images last: each class's Newton steps read contiguous memory.
+        # Classes first and models last: each class's Newton steps read contiguous memory.
         probs = (np.asarray(p[rows, block], np.float32) for p in stack.probabilities.values())
-        logits = np.stack([logit(values).T for values in probs])
+        logits = np.stack([logit(values).T for values in probs], axis=-1)
         return fit_per_class(logits, own[:, rows], weight, self.pooled_, float(self.shrinkage))
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:

@@ -107,11 +107,11 @@ def test_pooled_logistic_equals_scikit_learn(noisy):
 def test_per_class_weights_move_from_pooled_to_own_as_shrinkage_falls(noisy):
     """Strong shrinkage gives the pooled weights, weak shrinkage the class's own fit."""
     stack, labels = noisy
-    logits = np.stack([logit(p).T for p in stack.probabilities.values()])
+    logits = np.stack([logit(p).T for p in stack.probabilities.values()], axis=-1)
     own = labels.toarray().T.astype(np.float32)
     prior, one = np.array([0.3, 0.3, -1.0]), np.ones_like(own)
     np.testing.assert_allclose(fit_per_class(logits, own, one, prior, 1e9)[0], prior, atol=1e-5)
-    alone = LogisticRegression(C=1e6, tol=1e-8).fit(logits[:, 0].T, own[0])
+    alone = LogisticRegression(C=1e6, tol=1e-8).fit(logits[0], own[0])
     found = fit_per_class(logits, own, one, prior, 1e-6)[0]
     np.testing.assert_allclose(found, [*alone.coef_[0], alone.intercept_[0]], rtol=2e-2, atol=2e-2)
 
@@ -119,11 +119,11 @@ def test_per_class_weights_move_from_pooled_to_own_as_shrinkage_falls(noisy):
 def test_weights_of_pairs_are_those_of_scikit_learn(noisy):
     """A pair of weight two counts as two pairs, one of weight nought as none."""
     stack, labels = noisy
-    logits = np.stack([logit(p).T for p in stack.probabilities.values()])
+    logits = np.stack([logit(p).T for p in stack.probabilities.values()], axis=-1)
     own = labels.toarray().T.astype(np.float32)
     weight = np.random.default_rng(0).integers(0, 3, own.shape).astype(np.float32)
     found = fit_per_class(logits, own, weight, np.zeros(3), 1e-6)[0]
-    alone = LogisticRegression(C=1e6, tol=1e-8).fit(logits[:, 0].T, own[0], weight[0])
+    alone = LogisticRegression(C=1e6, tol=1e-8).fit(logits[0], own[0], weight[0])
     np.testing.assert_allclose(found, [*alone.coef_[0], alone.intercept_[0]], rtol=2e-2, atol=2e-2)
 
 
