@@ -53,7 +53,7 @@ REFUSALS = (
 )
 FAILURES = (RuntimeError, OSError, MemoryError, ImportError)
 # Whoever presses Ctrl-C does not wait for a library that looks up once a minute.
-STOP_SECONDS = 2.0
+STOP_SECONDS = 1.5
 RESUMES = "the same command resumes"
 
 # Plain progress lines, where there is no terminal to draw a bar on, come this often.
