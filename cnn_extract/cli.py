@@ -21,7 +21,7 @@ app = typer.Typer(
 
 Images = Annotated[Path, typer.Argument(help="A folder or a zip of images.", show_default=False)]
 Force = Annotated[bool, typer.Option("--force", help="Write anew what is there.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No log and no progress.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No log and no progress.")]
 Workers = Annotated[
     int | None,
     typer.Option(help="Processes that decode images; 0: none but this one. Default: one a core."),

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from cnn_extract._settings import check_settings
 from cnn_extract.decode import DecodePool, Scanned, n_cores, scan_images
 from cnn_extract.extract import count_channels
 from cnn_extract.images import ImageError, ImageSource, open_images
@@ -38,7 +39,10 @@ def write_stats(
         When `out` is there and `force` is not given.
     ImageError
         For an unreadable image, with ``on_error="stop"``; with "skip" its line is empty.
+    ValueError
+        For another `on_error`, and fewer than no workers.
     """
+    check_settings(workers=workers, on_error=on_error)
     _refuse_existing(out, force)
     report = report or Reporter()
     source = open_images(images)

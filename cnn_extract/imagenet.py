@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from cnn_extract._settings import check_settings
 from cnn_extract._torchvision import import_timm
 from cnn_extract.decode import DecodePool, n_cores
 from cnn_extract.extract import (
@@ -78,8 +79,8 @@ def write_imagenet(request: ImagenetRequest, report: Reporter | None = None) -> 
     RefusedError
         When the CSV file is there and `force` is not given.
     ValueError
-        Without exactly one of `store` and `out`, for a model without its 1,000 classes, and for
-        a store of other images.
+        Without exactly one of `store` and `out`, for settings that no command can have, for a
+        model without its 1,000 classes, and for a store of other images.
 
     Examples
     --------
@@ -97,6 +98,13 @@ def write_imagenet(request: ImagenetRequest, report: Reporter | None = None) -> 
     report = report or Reporter()
     if (request.store is None) == (request.out is None):
         raise ValueError("name either a store with --store or a CSV file with --out")
+    check_settings(
+        size=request.size,
+        tta=request.tta,
+        batch_size=request.batch_size,
+        workers=request.workers,
+        on_error=request.on_error,
+    )
     source = open_images(request.images)
     backbone = parse_models([request.model])[0]
     if request.store is not None:

@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 
 from cnn_extract._ranks import Ranks, this_rank
+from cnn_extract._settings import ALLOWED, LEAST, check_settings
 from cnn_extract.decode import DecodePool, n_cores
 from cnn_extract.extract import (
-    PRECISIONS,
     Backbone,
     Settings,
     count_channels,
@@ -26,7 +26,6 @@ from cnn_extract.extract import (
 from cnn_extract.heads import check_heads, write_head
 from cnn_extract.images import ImageSource, open_images
 from cnn_extract.tables import Labels, lines_of, read_labels, read_metadata, split_groups
-from cnn_extract.transforms import VIEWS
 from cnn_extract.weights import find_weights
 from features._console import Reporter, clock
 
@@ -219,23 +218,8 @@ def run(request: Request, report: Reporter | None = None) -> Summary:
 def _check(request: Request) -> None:
     """Refuse settings that no run can have, before anything is read."""
     check_heads(request.heads)
-    least = {"folds": 2, "batch_size": 1, "seed": 0, "chunk_images": 1}
-    given: dict[str, Any] = {name: getattr(request, name) for name in least}
-    if request.size is not None:
-        least["size"], given["size"] = 1, request.size
-    if request.workers is not None:
-        least["workers"], given["workers"] = 0, request.workers
-    for name, value in given.items():
-        if value < least[name]:
-            raise ValueError(f"{name} must be at least {least[name]}; got {value}")
-    for name, value, allowed in (
-        ("tta", request.tta, tuple(VIEWS)),
-        ("precision", request.precision, PRECISIONS),
-        ("device", request.device, ("cpu", "cuda")),
-        ("on_error", request.on_error, ("stop", "skip")),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
+    # A run has every setting that the commands share.
+    check_settings(**{name: getattr(request, name) for name in (*LEAST, *ALLOWED)})
 
 
 def parse_models(models: Sequence[str]) -> list[Backbone]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cnn_extract._settings import check_settings
 from cnn_extract.decode import DecodePool, n_cores
 from cnn_extract.extract import Backbone, Settings, extract_backbone
 from cnn_extract.run import RefusedError
@@ -60,6 +61,12 @@ def train(request: TrainRequest, report: Reporter | None = None) -> TrainSummary
     """
     start = time.monotonic()
     report = report or Reporter()
+    check_settings(
+        seed=request.seed,
+        workers=request.workers,
+        chunk_images=request.chunk_images,
+        on_error=request.on_error,
+    )
     recipe, given = resolve_recipe(request)
     weights = find_weights(recipe.model.name, given)
     accelerator = make_accelerator(request.device, recipe.batch.precision)

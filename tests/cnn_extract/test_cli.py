@@ -13,7 +13,7 @@ def invoke(*arguments):
     return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
-@pytest.mark.parametrize("command", ["run", "stats", "folds"])
+@pytest.mark.parametrize("command", ["run", "stats", "folds", "train", "imagenet", "recipes"])
 def test_help_shows_an_example(command):
     """A newcomer copies the example."""
     shown = invoke(command, "--help")
@@ -57,6 +57,33 @@ def test_stats_of_an_unreadable_image(make_set, tmp_path):
     assert "1 skipped" in done.stdout
     frame = pd.read_csv(tmp_path / "stats.csv")
     assert np.flatnonzero(frame["height"].isna()).tolist() == [2]
+
+
+TRAIN = ("--recipe", "imet-lopuhin", "--model", "test_resnet=none")
+IMAGENET = ("imagenet", "--model", "test_resnet=none")
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "value", "said"),
+    [
+        (("stats",), "--on-error", "Stop", "on_error must be one of stop, skip; got 'Stop'"),
+        (("stats",), "--workers", -1, "workers must be at least 0; got -1"),
+        (IMAGENET, "--on-error", "Stop", "on_error must be one of stop, skip; got 'Stop'"),
+        (IMAGENET, "--tta", "vflip", "tta must be one of none, hflip; got 'vflip'"),
+        (IMAGENET, "--batch-size", 0, "batch_size must be at least 1; got 0"),
+        (("train", *TRAIN), "--on-error", "Stop", "on_error must be one of stop, skip; got 'Stop'"),
+        (("train", *TRAIN), "--seed", -1, "seed must be at least 0; got -1"),
+    ],
+)
+def test_a_misspelt_setting_is_refused(make_set, tmp_path, command, option, value, said):
+    """`--on-error Stop` left unreadable images out, and `--tta vflip` ended in a traceback."""
+    folder, labels, _ = make_set(3)
+    name, *rest = command
+    given = ["--labels", labels] if name == "train" else []
+    done = invoke(name, folder, *rest, *given, "--out", tmp_path / "out.csv", option, value)
+    assert done.exit_code == 2
+    assert said in done.stderr
+    assert not (tmp_path / "out.csv").exists()
 
 
 def test_folds_keep_groups_together(tmp_path):
