@@ -24,7 +24,9 @@ Force = Annotated[bool, typer.Option("--force", help="Write anew what is there."
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No log and no progress.")]
 Workers = Annotated[
     int | None,
-    typer.Option(help="Processes that decode images; 0: none but this one. Default: one a core."),
+    typer.Option(
+        help="Processes that decode images; 0: this one alone. Default: as many as cores."
+    ),
 ]
 IdColumn = Annotated[str, typer.Option(help="Column with the image's id, in every table.")]
 LabelColumn = Annotated[str, typer.Option(help="Column with the labels, separated by spaces.")]
@@ -38,7 +40,10 @@ def _version(value: bool) -> None:
         show_versions("numpy", "pandas", "zarr", *libraries)
 
 
-@app.callback()
+@app.callback(
+    epilog="Most work is one command: `cnn-extract run images/ --labels labels.csv "
+    "--model tf_efficientnet_lite0 --out store/`; each has an example under --help."
+)
 def main(
     version: Annotated[
         bool,
@@ -104,7 +109,7 @@ def run_command(
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
-    """Extract features and fit a head a fold; a killed run resumes where it stopped.
+    """Images to a store: features, and heads fitted fold by fold; a killed run resumes.
 
     Example: `cnn-extract run photos.zip --labels labels.csv --metadata meta.csv
     --model tf_efficientnet_lite0 --model resnet50=checkpoint.safetensors --out store/`

@@ -28,9 +28,10 @@ def _version(value: bool) -> None:
 
 
 @app.command(
-    epilog="Examples: `build-features store/ --out pairs/` ; `build-features store/ --out pairs/ "
-    "--blocks probabilities,ranks,combinations:order=3 --candidates culture=20,tag=30` ; "
-    "`build-features store/ --explain` (cost and recall, nothing written)."
+    epilog="Example: `build-features store/ --out pairs/`\n\n"
+    "Chosen blocks and rows: `build-features store/ --out pairs/ "
+    "--blocks probabilities,ranks,combinations:order=3 --candidates culture=20,tag=30`\n\n"
+    "What it would cost, nothing written: `build-features store/ --explain`"
 )
 def build_features(
     store: Annotated[str, typer.Argument(help="Feature store: a folder or URL.")],
@@ -57,7 +58,7 @@ def build_features(
         str, typer.Option(help="Working memory, beyond the store's arrays and one row group.")
     ] = "4GB",
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Threads. Default: one a core.", show_default=False)
+        int | None, typer.Option(min=1, help="Threads. Default: all cores.", show_default=False)
     ] = None,
     negatives: Annotated[
         float,

@@ -34,7 +34,8 @@ def import_command(
     labels: Annotated[
         Path,
         typer.Option(
-            help="CSV of ids and labels, or of ids and a 0/1 column a class.", show_default=False
+            help="CSV of ids and labels, or of ids and a 0/1 column for each class.",
+            show_default=False,
         ),
     ],
     out: Annotated[Path, typer.Option(help="Store to write.", show_default=False)],
@@ -46,7 +47,7 @@ def import_command(
     ] = None,
     classes: Annotated[
         Path | None,
-        typer.Option(help="Names of the columns, one a line.", show_default=False),
+        typer.Option(help="Text file: names of the columns, one on each line.", show_default=False),
     ] = None,
     ids: Annotated[
         Path | None,
@@ -59,18 +60,27 @@ def import_command(
     metadata: Annotated[
         Path | None,
         typer.Option(
-            help="CSV of ids and columns; split_group and fold as such.", show_default=False
+            help="CSV of ids and columns; split_group keeps images together, fold says which fold.",
+            show_default=False,
         ),
     ] = None,
     id_column: Annotated[
-        str | None, typer.Option(help="Column of ids.", show_default=False)
+        str | None,
+        typer.Option(help="Column of ids. Default: image_id, else the first.", show_default=False),
     ] = None,
     label_column: Annotated[
-        str | None, typer.Option(help="Column of labels.", show_default=False)
+        str | None,
+        typer.Option(help="Column of labels. Default: found by its content.", show_default=False),
     ] = None,
-    logits: Annotated[bool, typer.Option("--logits", help="Apply a sigmoid.")] = False,
+    logits: Annotated[
+        bool, typer.Option("--logits", help="Values are logits: apply a sigmoid.")
+    ] = False,
     any_order: Annotated[
-        bool, typer.Option("--any-order", help="Do not check that labels fit.")
+        bool,
+        typer.Option(
+            "--any-order",
+            help="Do not check that predictions fit the labels (rows or columns in another order).",
+        ),
     ] = False,
     force: Force = False,
     quiet: Quiet = False,

@@ -5,7 +5,21 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["Average", "Beta", "Dask", "Force", "Model", "Quiet", "Seed", "Store"]
+__all__ = [
+    "Average",
+    "Beta",
+    "Blocks",
+    "Booster",
+    "Candidates",
+    "Dask",
+    "Force",
+    "Jobs",
+    "Model",
+    "Quiet",
+    "Seed",
+    "Store",
+    "Trials",
+]
 
 
 def place(text: str) -> Path | str:
@@ -28,4 +42,25 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No log and no progre
 Force = Annotated[bool, typer.Option("--force", help="Replace outputs that exist.")]
 Seed = Annotated[int, typer.Option("--random-state", help="Seed of everything random.")]
 Average = Annotated[str, typer.Option(help="F-beta over samples, macro or micro.")]
-Beta = Annotated[float, typer.Option(help="Weight of recall against precision.")]
+Beta = Annotated[float, typer.Option(help="Of F-beta: 2 weighs recall over precision.")]
+Booster = Annotated[
+    str, typer.Option(help="lightgbm, xgboost, or lightgbm,xgboost: both, averaged.")
+]
+Blocks = Annotated[
+    str,
+    typer.Option(
+        help="Feature blocks separated by commas, options after colons: "
+        "default,combinations:order=3."
+    ),
+]
+Candidates = Annotated[
+    str,
+    typer.Option(
+        help="Classes of an image that become rows: auto, all, 50 (in each class group), "
+        "culture=20,tag=30, or threshold=0.01."
+    ),
+]
+Trials = Annotated[int, typer.Option(help="Tuning trials; 0 fits the defaults.")]
+Jobs = Annotated[
+    int | None, typer.Option(min=1, help="Threads. Default: all cores.", show_default=False)
+]

@@ -27,10 +27,16 @@ def predict(
     model: Model,
     store: Store,
     out: Annotated[Path, typer.Option(help="CSV to write.", show_default=False)],
-    everything: Annotated[bool, typer.Option("--all", help="Labelled images, too.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Predict labelled images, too.")
+    ] = False,
     submission: Annotated[
         str | None,
-        typer.Option(help="joined (labels in one column) or wide (0/1).", show_default=False),
+        typer.Option(
+            help="Form of the CSV: joined (labels in one column) or wide (a 0/1 column for each "
+            "class). Default: that of --like, else joined.",
+            show_default=False,
+        ),
     ] = None,
     like: Annotated[
         Path | None,

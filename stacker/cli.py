@@ -16,13 +16,28 @@ from numpy.typing import NDArray
 
 from stacker import _import_command, _predict, _verify
 from stacker._image_files import image_reader
-from stacker._options import Average, Beta, Dask, Force, Model, Quiet, Seed, Store
+from stacker._options import (
+    Average,
+    Beta,
+    Blocks,
+    Booster,
+    Candidates,
+    Dask,
+    Force,
+    Jobs,
+    Model,
+    Quiet,
+    Seed,
+    Store,
+    Trials,
+)
 from stacker._output import refuse_existing, temporary_beside, write_text
 from stacker._progress import Log
 from stacker._tables import print_key_values, print_score_table
 
 if TYPE_CHECKING:
     from features.store import FeatureStore
+    from stacker.estimator import PairStacker
 
 __all__ = ["app", "main"]
 
@@ -64,7 +79,11 @@ def _version(value: bool) -> None:
         show_versions(*LIBRARIES)
 
 
-@app.callback()
+@app.callback(
+    epilog="To see it work: [bold]stacker demo[/bold]. With predictions of your own: "
+    "[bold]stacker import[/bold], [bold]compare[/bold], [bold]fit[/bold], [bold]predict[/bold], "
+    "each with an example under --help."
+)
 def _options(
     version: Annotated[
         bool,
@@ -102,6 +121,9 @@ def demo(
     typer.echo(f"report: {report or out / 'report.html'}")
 
 
+app.command("import", epilog=_import_command.EPILOG)(_ends_well(_import_command.import_command))
+
+
 @app.command(
     epilog="Example: [bold]stacker compare store/ --average samples --json scores.json[/bold]"
 )
@@ -110,19 +132,33 @@ def compare(
     store: Store,
     average: Average = "samples",
     beta: Beta = 2.0,
+    booster: Booster = "lightgbm",
+    blocks: Blocks = "default",
+    candidates: Candidates = "auto",
+    trials: Trials = 0,
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Write the scores as JSON.", show_default=False)
     ] = None,
+    jobs: Jobs = None,
     random_state: Seed = 0,
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
     """Is stacking worth it for me? Every blend and the stack, nested over the store's folds."""
     from stacker import _compare
-    from stacker.estimator import PairStacker
 
     if json_path is not None:
         refuse_existing(json_path, force=force)
+    model = _new_stack(
+        booster,
+        blocks,
+        candidates,
+        n_trials=trials,
+        average=average,
+        beta=beta,
+        n_jobs=jobs,
+        random_state=random_state,
+    )
     labelled = _labelled(_open(store), folds=True)
     log, fold = Log(quiet=quiet), labelled.fold
     with log.steps(_compare.N_STEPS * len(np.unique(fold))) as step:
@@ -130,7 +166,7 @@ def compare(
             labelled.to_stack(),
             labelled.labels,
             fold,
-            PairStacker(average=average, beta=beta, random_state=random_state),
+            model,
             groups=labelled.split_group,
             average=average,
             random_state=random_state,
@@ -149,26 +185,29 @@ def fit(
     out: Annotated[Path, typer.Option(help="Folder of the fitted model.", show_default=False)],
     average: Average = "samples",
     beta: Beta = 2.0,
-    booster: Annotated[str, typer.Option(help="lightgbm or xgboost, or both: a,b")] = "lightgbm",
-    trials: Annotated[int, typer.Option(help="Tuning trials.")] = 0,
+    booster: Booster = "lightgbm",
+    blocks: Blocks = "default",
+    candidates: Candidates = "auto",
+    trials: Trials = 0,
     dask: Dask = None,
+    jobs: Jobs = None,
     random_state: Seed = 0,
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
     """Fit a stack on the store's labelled images."""
-    from stacker.estimator import PairStacker
-
     refuse_existing(out, force=force)
     labelled = _labelled(_open(store))
-    names = tuple(name.strip() for name in booster.split(","))
-    model = PairStacker(
-        booster=names[0] if len(names) == 1 else names,
+    model = _new_stack(
+        booster,
+        blocks,
+        candidates,
         cv="store" if (labelled.fold >= 0).all() else 5,
         n_trials=trials,
         average=average,
         beta=beta,
         dask=dask,
+        n_jobs=jobs,
         random_state=random_state,
         verbose=0 if quiet else 1,
     )
@@ -190,12 +229,20 @@ def tune(
     store: Store,
     out: Annotated[Path, typer.Option(help="Folder of the fitted model.", show_default=False)],
     trials: Annotated[int, typer.Option(help="Finished trials to stop after.")] = 50,
-    timeout: Annotated[float | None, typer.Option(help="Seconds to start trials in.")] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(help="Seconds after which no trial is started.", show_default=False),
+    ] = None,
     storage: Annotated[
         str | None,
-        typer.Option(help="Study: a journal file, or SQLite (.db).", show_default=False),
+        typer.Option(
+            help="File that keeps the trials: SQLite where it ends in .db, else a journal.",
+            show_default=False,
+        ),
     ] = None,
-    objective: Annotated[str, typer.Option(help="fbeta or log_loss.")] = "fbeta",
+    objective: Annotated[
+        str, typer.Option(help="What trials maximise: fbeta, or log_loss (its negative).")
+    ] = "fbeta",
     average: Average = "samples",
     beta: Beta = 2.0,
     booster: Annotated[str, typer.Option(help="lightgbm or xgboost.")] = "lightgbm",
@@ -245,8 +292,6 @@ def tune(
 
 
 app.command(epilog=_predict.EPILOG)(_ends_well(_predict.predict))
-app.command("import", epilog=_import_command.EPILOG)(_ends_well(_import_command.import_command))
-app.command("verify", epilog=_verify.EPILOG)(_ends_well(_verify.verify_command))
 
 
 @app.command(epilog="Example: [bold]stacker evaluate model/ test_store/ --json scores.json[/bold]")
@@ -259,7 +304,10 @@ def evaluate(
     ] = None,
     trained_on: Annotated[
         Path | None,
-        typer.Option(help="Store the model was fitted on: adds every blend.", show_default=False),
+        typer.Option(
+            help="Store the model was fitted on: shows every blend beside the stack.",
+            show_default=False,
+        ),
     ] = None,
     force: Force = False,
     quiet: Quiet = False,
@@ -301,7 +349,10 @@ def report(
     ] = None,
     trained_on: Annotated[
         Path | None,
-        typer.Option(help="Store it was fitted on: curves, data checks.", show_default=False),
+        typer.Option(
+            help="Store the model was fitted on: adds threshold curves and data checks.",
+            show_default=False,
+        ),
     ] = None,
     force: Force = False,
     quiet: Quiet = False,
@@ -340,7 +391,10 @@ def report(
 @_ends_well
 def decide(
     probs: Annotated[
-        Path, typer.Argument(help="Parquet or CSV: image_id and a column of probabilities a class.")
+        Path,
+        typer.Argument(
+            help="Parquet or CSV: image_id and a column of probabilities for each class."
+        ),
     ],
     labels: Annotated[
         Path,
@@ -349,7 +403,13 @@ def decide(
     out: Annotated[Path, typer.Option(help="CSV to write.", show_default=False)],
     average: Average = "samples",
     beta: Beta = 2.0,
-    strategy: Annotated[str, typer.Option(help="Decision rule; auto chooses.")] = "auto",
+    strategy: Annotated[
+        str,
+        typer.Option(
+            help="Decision rule: auto (the best by cross-validation), global, group, class, "
+            "max_ratio, max_affine, top_k, expected or argmax."
+        ),
+    ] = "auto",
     id_column: Annotated[str, typer.Option(help="Column of image ids.")] = "image_id",
     label_column: Annotated[str, typer.Option(help="Column of labels.")] = "labels",
     random_state: Seed = 0,
@@ -391,11 +451,19 @@ def curate(
         Path | None,
         typer.Option(help="Model fitted on this store; else the logit mean.", show_default=False),
     ] = None,
-    drop: Annotated[float, typer.Option(help="Share of suspect images.")] = 0.02,
-    hard: Annotated[float, typer.Option(help="Share of hard images.")] = 0.05,
-    pseudo: Annotated[float, typer.Option(help="Share of unlabelled images.")] = 0.2,
-    by: Annotated[str, typer.Option(help="Order suspects by chance or loss.")] = "chance",
-    confidence: Annotated[str, typer.Option(help="Order pseudo-labels: margin, fbeta.")] = "margin",
+    drop: Annotated[
+        float, typer.Option(help="Share of the labelled images to list as suspects.")
+    ] = 0.02,
+    hard: Annotated[
+        float, typer.Option(help="Share of the labelled images to list as hard.")
+    ] = 0.05,
+    pseudo: Annotated[float, typer.Option(help="Share of the unlabelled images to label.")] = 0.2,
+    by: Annotated[
+        str, typer.Option(help="Order of the suspects: chance (of a wrong label) or loss.")
+    ] = "chance",
+    confidence: Annotated[
+        str, typer.Option(help="Order of the pseudo-labels: margin or fbeta.")
+    ] = "margin",
     noise: Annotated[float, typer.Option(help="Share of labels assumed wrong.")] = 0.1,
     force: Force = False,
     quiet: Quiet = False,
@@ -414,6 +482,25 @@ def curate(
         write_tables(folder, tables)
     Log(quiet=quiet)("pseudo.csv needs images without labels" if len(tables) < 4 else "all written")
     print_key_values({name: len(table) for name, table in tables.items()}, title=f"rows in {out}")
+
+
+app.command("verify", epilog=_verify.EPILOG)(_ends_well(_verify.verify_command))
+
+
+def _new_stack(booster: str, blocks: str, candidates: str, **settings: Any) -> PairStacker:
+    """Make a stack that is not fitted yet from options of the command line."""
+    from features._specs import parse_blocks, parse_candidates
+    from stacker.estimator import PairStacker
+
+    names = tuple(name.strip() for name in booster.split(","))
+    model = PairStacker(
+        booster=names[0] if len(names) == 1 else names,
+        blocks=parse_blocks(blocks),
+        candidates=parse_candidates(candidates),
+        **settings,
+    )
+    model._check_params()  # before the blends of a comparison, not after them
+    return model
 
 
 def _open(path: Path) -> FeatureStore:

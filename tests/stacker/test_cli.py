@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from features.store import FeatureStore
+from stacker import PairStacker
 from stacker.cli import app
 
 SLICE = Path(__file__).parents[1] / "data" / "openclipart_slice.npz"
@@ -99,6 +100,8 @@ def test_help_shows_an_example_for_every_command():
         "decide",
         "curate",
         "tune",
+        "import",
+        "verify",
     ):
         assert "Example: stacker" in run(name, "--help").stdout, name
 
@@ -122,6 +125,41 @@ def test_compare_writes_the_json_of_the_contract(compared):
     assert found["scores"][found["best_blend"]] == best
     assert found["gain"] == pytest.approx(found["scores"]["stack"] - best)
     assert found["interval"][0] <= found["gain"] <= found["interval"][1]
+
+
+CHOSEN = ("--blocks", "probabilities,ranks", "--candidates", "6", "--jobs", 1)
+
+
+def test_compare_judges_the_stack_that_fit_would_make(store, monkeypatch):
+    """People compare with options, and the defaults are scored."""
+    given = {}
+    monkeypatch.setattr("stacker._compare.compare", lambda *a, **k: given.update(model=a[3]) or 1)
+    monkeypatch.setattr("stacker.cli.print_score_table", lambda *a, **k: None)
+    both = ("--booster", "lightgbm,xgboost", "--trials", 3)
+    result = run("compare", store, *CHOSEN, *both, "--quiet")
+    assert result.exit_code == 0, result.stderr
+    model = given["model"]
+    assert [name for name, _ in model.blocks] == ["probabilities", "ranks"]
+    assert (model.candidates, model.n_jobs, model.n_trials) == (6, 1, 3)
+    assert model.booster == ("lightgbm", "xgboost")
+
+
+def test_compare_refuses_an_unknown_booster_before_any_work(store, monkeypatch):
+    """The blends of a fold took minutes, then the name was refused."""
+    monkeypatch.delattr("stacker._compare.compare")
+    result = run("compare", store, "--booster", "lightgbn")
+    assert result.exit_code == 2
+    assert "must be of ['lightgbm', 'xgboost']" in result.stderr
+
+
+def test_fit_takes_blocks_and_candidates(store, tmp_path):
+    """What is chosen on the command line does not reach the model."""
+    result = run("fit", store, "--out", tmp_path / "model", *CHOSEN, "--quiet")
+    assert result.exit_code == 0, result.stderr
+    fitted = PairStacker.load(tmp_path / "model")
+    assert {name.split(":")[0] for name in fitted.feature_names_} >= {"p", "rank"}
+    assert not [name for name in fitted.feature_names_ if name.startswith("neighbours")]
+    assert fitted.candidates == 6
 
 
 def test_quiet_prints_the_table_alone(compared):
