@@ -1,4 +1,4 @@
-"""Classification heads on frozen embeddings, one fit a fold (RECIPES A27, D1).
+"""Classification heads on frozen embeddings, one fit a fold (docs/recipes.md: A27, D1).
 
 Only the fresh layers are trained, on standardised embeddings, so a head costs seconds where a
 network costs hours, and every fold model sees embeddings that knew nothing of the labels.

@@ -1,4 +1,4 @@
-"""`cnn-extract imagenet`: what an ImageNet classifier says of every image (RECIPES A14).
+"""`cnn-extract imagenet`: what an ImageNet classifier says of every image (docs/recipes.md: A14).
 
 The first place of iMet 2019 gave its second level all 1,000 class predictions of a pretrained
 network beside those of its own classes.

@@ -1,6 +1,6 @@
 """Statistics of an image's original pixels: colour, contrast, shape.
 
-What the winners of iMet 2019 gave their second level beside the CNNs' predictions (RECIPES A11 to
+What the winners of iMet 2019 gave their second level beside the CNNs' predictions (recipes A11 to
 A13). They are computed on the decoded image, never on the crop or the resized input of a model.
 """
 

@@ -15,7 +15,7 @@ VIEWS: dict[str, tuple[str, ...]] = {"none": ("plain",), "hflip": ("plain", "fli
 
 
 def crop_if_needed(pixels: Pixels, limit: int) -> Pixels:
-    """Crop each side that is longer than `limit` to `limit`, about the centre (RECIPES A1).
+    """Crop each side that is longer than `limit` to `limit`, about the centre (recipe A1).
 
     Very long images lose their ends instead of being squashed; ordinary ones stay whole. The first
     place of iMet 2019 used twice the model's input size as the limit.
@@ -44,7 +44,7 @@ def crop_if_needed(pixels: Pixels, limit: int) -> Pixels:
 
 
 def model_input(pixels: Pixels, size: int) -> NDArray[np.uint8]:
-    """Crop to twice the input size where needed, then resize both sides to it (RECIPES A1).
+    """Crop to twice the input size where needed, then resize both sides to it (recipe A1).
 
     Parameters
     ----------

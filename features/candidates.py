@@ -2,7 +2,7 @@
 
 Thousands of classes an image are almost all hopeless; the best few by the blended probability
 hold nearly every true label. Candidate recall, the share of true labels that have a row, says
-what the choice costs (RECIPES A9, A18).
+what the choice costs (docs/recipes.md: A9, A18).
 """
 
 import logging

@@ -1,6 +1,6 @@
 """The combination kernel: model probabilities to sums, differences, products and ratios.
 
-The second level of the iMet 2019 winner (RECIPES A10): for every pair (or triple) of models
+The second level of the iMet 2019 winner (recipe A10): for every pair (or triple) of models
 and every row, simple arithmetic that a tree would need many splits to imitate.
 """
 

@@ -41,7 +41,7 @@ def sigmoid(logits: NDArray[Any]) -> NDArray[np.float32]:
 def logit_mean(
     probs: Sequence[NDArray[Any]] | NDArray[Any], weights: Sequence[float] | None = None
 ) -> NDArray[np.float32]:
-    """Logistic of the (weighted) mean logit over models (RECIPES B6).
+    """Logistic of the (weighted) mean logit over models (docs/recipes.md: B6).
 
     Parameters
     ----------

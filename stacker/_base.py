@@ -2,7 +2,7 @@
 
 Two blends play these parts. The *anchor* is the best blend by held-out log loss: where the
 boosters have nothing to add, the stack is that blend. The *start* is the boosters' initial score
-(RECIPES E2). They differ under ``base="auto"``: a blend that was fitted on labels fits the other
+(recipe E2). They differ under ``base="auto"``: a blend that was fitted on labels fits the other
 folds' labels in each fold, and boosting on top of it learns that difference instead of the
 classes. Measured on openclipart OOF, fold 0: per-class logistic is the better blend (log loss an
 image 8.28 against 8.67), yet boosted from it the stack ends at 7.10, from the logit mean at 6.97.

@@ -62,7 +62,7 @@ def class_id_pays(adapter: Any, binned: Any, rows: Rows, columns: Sequence[Colum
     """Whether held-out folds, which no split group crosses, are better with the class id.
 
     A categorical class memorises where the positives of a class come from few groups; grouped
-    folds show it (RECIPES, lessons).
+    folds show it (docs/features.md).
     """
     n_folds = int(rows.row_fold.max()) + 1
     how = {"rounds": TRIED_ROUNDS, "patience": TRIED_PATIENCE}

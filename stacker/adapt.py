@@ -2,7 +2,7 @@
 
 `PriorShift` estimates how often each class occurs among new images without their labels and moves
 the probabilities there; `TargetAdapter` re-fits calibration and decision on a few labelled ones
-(RECIPES D2-D4). Both take probabilities, so they work with any model's.
+(recipes D2-D4). Both take probabilities, so they work with any model's.
 """
 
 from __future__ import annotations
@@ -277,7 +277,7 @@ class TargetAdapter(BaseEstimator):
     shrinkage : float
         A class with n target positives keeps about n / (n + shrinkage) of its own shift.
     source_share : float in [0, 1)
-        Share of source images among those that the decision is fitted on (RECIPES D2); both are
+        Share of source images among those that the decision is fitted on (recipe D2); both are
         calibrated first, each to its own place.
     cv : int
         Folds that the target images are calibrated over before the decision sees them.

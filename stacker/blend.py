@@ -61,7 +61,7 @@ class MeanBlend(BaseEstimator):
 
 
 class LogitMeanBlend(BaseEstimator):
-    """Logistic of the mean logit of the models (RECIPES B6).
+    """Logistic of the mean logit of the models (recipe B6).
 
     Examples
     --------
@@ -81,7 +81,7 @@ class LogitMeanBlend(BaseEstimator):
 
 
 class EnsembleSelection(BaseEstimator):
-    """Weights by greedy forward selection with replacement (Caruana et al., 2004; RECIPES D3).
+    """Weights by greedy forward selection with replacement (Caruana et al., 2004; recipe D3).
 
     In each round the model that improves the score of the weighted logit mean the most gets one
     more vote.

@@ -1,7 +1,7 @@
 """One small adapter for LightGBM and XGBoost: streamed pair rows in, corrections to a base out.
 
 Rows are binned once and reused by every fold and by the last fit. The base's logit is the
-initial score (RECIPES E2), so a booster only learns what the base does not know.
+initial score (docs/recipes.md: E2), so a booster only learns what the base does not know.
 """
 
 from collections.abc import Iterator

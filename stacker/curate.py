@@ -38,7 +38,7 @@ def high_loss_images(
     image_ids: ArrayLike | None = None,
     classes: ArrayLike | None = None,
 ) -> pd.DataFrame:
-    """Images whose labels look wrong, to be left out of training (RECIPES A5).
+    """Images whose labels look wrong, to be left out of training (docs/recipes.md: A5).
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ def hard_examples(
     share: float = 0.05,
     image_ids: ArrayLike | None = None,
 ) -> pd.DataFrame:
-    """Images of the highest loss, to be shown again in each epoch (RECIPES A6).
+    """Images of the highest loss, to be shown again in each epoch (docs/recipes.md: A6).
 
     Parameters
     ----------
@@ -186,7 +186,7 @@ def pseudo_labels(
     image_ids: ArrayLike | None = None,
     classes: ArrayLike | None = None,
 ) -> pd.DataFrame:
-    """Label sets of the most confident unlabelled images, to train on (RECIPES A7).
+    """Label sets of the most confident unlabelled images, to train on (docs/recipes.md: A7).
 
     Parameters
     ----------

@@ -3,7 +3,7 @@
 ``class_prior``: smoothed log-odds of the class, its number of positives, the blended p on its
 positives and on its negatives (each shrunk to the mean over classes), and its class group.
 ``class_id``: the class as a number, off by default: where a class's positives come from few
-groups of images it memorises (RECIPES, Lessons). ``class_similarity``: cosine of the image to
+groups of images it memorises (docs/features.md). ``class_similarity``: cosine of the image to
 the class's centroid in every space.
 
 All fitted without the row's own fold; O(n_images * n_classes) to fit, one look-up a row to fill

@@ -1,4 +1,4 @@
-"""Sums, differences, products and ratios of every pair (or triple) of models (RECIPES A10, B6).
+"""Sums, differences, products and ratios of every pair (or triple) of models (recipes A10, B6).
 
 ``sum:a+b``, ``diff:a-b``, ``prod:a*b``, ``ratio:a/b`` in probability space; with
 ``space="logit"`` the same of the logits, named ``logit_sum:a+b`` and so on. O(n_rows * n_subsets).

@@ -1,4 +1,4 @@
-"""Probabilities of a class's parent, ancestors and children (RECIPES B1).
+"""Probabilities of a class's parent, ancestors and children (docs/recipes.md: B1).
 
 ``parent:blend``, ``ancestor_min:blend`` (the least probable ancestor; 1 for a root),
 ``p_over_parent:blend`` and ``children:blend`` (sum of the children's p). Needs `class_parent`.

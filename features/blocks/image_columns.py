@@ -1,6 +1,6 @@
 """Blocks that repeat a fact of the image on each of its rows.
 
-``image_stats`` (RECIPES A11-A13), ``imagenet`` (A14: logits, softmax or principal components)
+``image_stats`` (recipes A11-A13), ``imagenet`` (A14: logits, softmax or principal components)
 and ``metadata`` (any user column). Stored once an image, joined when a batch is built.
 """
 

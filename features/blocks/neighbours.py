@@ -1,4 +1,4 @@
-"""Label votes of the nearest training images (RECIPES A26).
+"""Label votes of the nearest training images (docs/recipes.md: A26).
 
 For each space (every embedding, every set of ImageNet logits, the image statistics, the blend's
 own predictions, and all of them together) and each k of 5, 15, 60: the share of the k nearest

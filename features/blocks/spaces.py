@@ -6,7 +6,7 @@ the fourth root of the variance) makes the cosine listen to the finer directions
 dot products are exact in any order, so a feature does not depend on batch size, thread count or
 the order of images.
 
-Image statistics (RECIPES A11-A13) come as normal scores of their ranks, and with constant
+Image statistics (docs/recipes.md: A11-A13) come as normal scores of their ranks, and with constant
 coordinates beside them: on such a lifted vector the cosine falls with the Euclidean distance, so
 that images of one series (one canvas, one palette) find each other.
 """

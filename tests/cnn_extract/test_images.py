@@ -94,7 +94,7 @@ def test_first_frame_of_an_animation(kind):
 
 
 def test_images_with_any_number_of_channels(rng):
-    """Microscopes record six channels (RECIPES C1)."""
+    """Microscopes record six channels (docs/recipes.md: C1)."""
     stack = rng.integers(0, 256, (4, 5, 6)).astype(np.uint8)
     file = io.BytesIO()
     np.save(file, stack)

@@ -88,7 +88,7 @@ def test_model_that_cannot_be_folded_is_left_as_it_is():
 
 
 def test_flip_averages_the_image_and_its_mirror_image(rng):
-    """Option hflip must average both views' features and logits (RECIPES A17)."""
+    """Option hflip must average both views' features and logits (docs/recipes.md: A17)."""
     model = create_model(TINY)
     config = input_config(model, size=32, n_channels=3)
     images = batch_of(rng, 3, 32)
@@ -101,7 +101,7 @@ def test_flip_averages_the_image_and_its_mirror_image(rng):
 
 
 def test_six_channels(rng):
-    """Microscopy images go through a network of six input channels (RECIPES C1)."""
+    """Microscopy images go through a network of six input channels (docs/recipes.md: C1)."""
     model = create_model(TINY, n_channels=6)
     config = input_config(model, size=32, n_channels=6)
     assert len(config.mean) == len(config.std) == 6

@@ -100,7 +100,7 @@ def test_median_of_an_even_number_of_pixels_lies_between_two():
 
 @pytest.mark.parametrize("n_channels", [1, 2, 6])
 def test_statistics_of_any_number_of_channels(rng, n_channels):
-    """Six-channel microscopy images get five statistics a channel (RECIPES C1)."""
+    """Six-channel microscopy images get five statistics a channel (docs/recipes.md: C1)."""
     pixels = rng.integers(0, 256, (7, 8, n_channels)).astype(np.uint8)
     got = dict(zip(stat_names(n_channels), image_statistics(pixels), strict=True))
     assert len(got) == 5 * n_channels + 6

@@ -11,7 +11,7 @@ from cnn_extract.transforms import crop_if_needed, model_input
     [((500, 300), (500, 300)), ((500, 900), (500, 600)), ((900, 500), (600, 500))],
 )
 def test_sides_longer_than_twice_the_size_are_cropped(shape, expected):
-    """The iMet winner's crop, with a model of 300 pixels (RECIPES A1)."""
+    """The iMet winner's crop, with a model of 300 pixels (docs/recipes.md: A1)."""
     assert crop_if_needed(np.zeros((*shape, 3), np.uint8), 600).shape[:2] == expected
 
 

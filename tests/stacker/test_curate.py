@@ -94,7 +94,7 @@ def test_hard_examples_are_the_highest_losses():
 
 
 def test_pseudo_labels_are_the_widest_margins():
-    """RECIPES A7: the images with the highest mean abs(p - 0.5), with the sets as labels."""
+    """Recipe A7: the images with the highest mean abs(p - 0.5), with the sets as labels."""
     rng = np.random.default_rng(0)
     proba = rng.random((30, 4))
     sets = (proba > 0.5).astype(int)
