@@ -7,15 +7,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import typer
 
+import cnn_extract.cli
+import features.cli
+import stacker.cli
+import stacker.tuning
 from features import Stack
 from features.store import FeatureStore
 from stacker import PairStacker
 from tests.data.load_slice import load_slice
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 STAGE = DOCS / "_site" / "stage.py"
 KNOWN = slice(0, 240)
+COMMANDS = {"stacker": stacker.cli, "build-features": features.cli, "cnn-extract": cnn_extract.cli}
 
 
 def python_blocks(page):
@@ -160,8 +167,85 @@ def test_a_page_runs_with_the_names_it_speaks_of(fitted, page, made):
     assert made in run_blocks(page, **imported)
 
 
+def test_the_page_on_fitting_runs(fitted, data, tmp_path):
+    """A store with fold models is stacked by a function that is gone."""
+    model, new = fitted["model"], fitted["X_new"]
+    store = FeatureStore.from_arrays(
+        tmp_path / "store",
+        image_ids=new.image_ids,
+        classes=new.classes,
+        probabilities=new.probabilities,
+    )
+    for name, probs in new.probabilities.items():
+        store.add_fold_probabilities(name, [probs, probs])
+    found = run_blocks("fitting.md", model=model, store=store)
+    assert found["proba"].shape == (60, 10)
+
+
+@pytest.mark.slow
+def test_the_page_on_tuning_runs(fitted, tmp_path, monkeypatch):
+    """An argument of `tune` has another name by now."""
+    search = stacker.tuning.tune
+    monkeypatch.setattr("stacker.tuning.tune", lambda *a, **k: search(*a, **{**k, "n_trials": 1}))
+    monkeypatch.chdir(tmp_path)
+    assert len(run_blocks("tuning.md", **fitted)["best"].trials_) == 1
+
+
+def test_the_page_on_interfaces_runs():
+    """The lines that turn the log on fail."""
+    run_blocks("interfaces.md")
+
+
 def test_every_page_is_in_the_navigation():
     """A page that nobody finds: it was written and left out of the site."""
     listed = {name for names in runpy.run_path(str(STAGE))["NAVIGATION"].values() for name in names}
     pages = {path.stem for path in DOCS.glob("*.md")} - {"index"}
     assert pages - listed == set()
+
+
+def links(page):
+    """Files that a page links to, of those in the repository."""
+    found = re.findall(r"\]\(([^)\s#]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    return [(page.parent / link).resolve() for link in found if "://" not in link]
+
+
+def test_every_page_is_reached_from_the_readme_without_the_site():
+    """On a code host there is no navigation: a page that nobody links is not found."""
+    seen, waiting = set(), [ROOT / "README.md"]
+    while waiting:
+        page = waiting.pop()
+        if page not in seen and page.suffix == ".md":
+            seen.add(page)
+            linked = links(page)
+            assert [link for link in linked if not link.exists()] == [], page
+            waiting += linked
+    assert set(DOCS.glob("*.md")) - seen == set()
+
+
+def commands_of(page):
+    """Commands that a page shows, in blocks and in running text, as lists of words."""
+    text = page.read_text(encoding="utf-8")
+    blocks = "\n".join(re.findall(r"```\w*\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
+    spans = re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    for line in [*blocks.splitlines(), *spans]:
+        for part in re.split(r"[#;|]", line.replace("\n", " ")):
+            words = part.split()
+            if len(words) > 1 and words[0] in COMMANDS and words[1] not in ("->", ":"):
+                yield words
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted(DOCS.glob("*.md"))], ids=lambda p: p.name
+)
+def test_commands_in_the_docs_have_these_options(page):
+    """A reader pastes a command and is told that there is no such option."""
+    for name, *words in commands_of(page):
+        command = typer.main.get_command(COMMANDS[name].app)
+        if hasattr(command, "commands"):
+            chosen = next((word for word in words if not word.startswith("-")), None)
+            assert chosen is None or chosen.rstrip(",.") in command.commands, words
+            command = command.commands.get(chosen, command)
+        known = {option for p in command.params for option in (*p.opts, *p.secondary_opts)}
+        given = {word.strip("[].,").split("=")[0] for word in words}
+        missing = {word for word in given if word.startswith("--")} - known - {"--help"}
+        assert missing == set(), f"{name} {' '.join(words)}"
