@@ -336,26 +336,34 @@ def _prepare_store(
     settings: Mapping[str, Any],
     report: Reporter,
 ) -> FeatureStore:
+    """Open the unfinished store of the same settings, or create a new one."""
     store = _open_own(request.out)
-    if store is not None and not request.force:
-        made: Mapping[str, Any] = store.attrs[ATTRIBUTE]
-        differ = [k for k in settings if made["settings"].get(k) != settings[k]]
-        if made["complete"]:
-            raise RefusedError(_complete_message(request.out, differ))
-        if not (differ == ["images"] and not _has_statistics(store)):
-            if differ:
-                raise RefusedError(
-                    f"{request.out} is an unfinished run with other settings "
-                    f"({', '.join(differ)}); use the same to resume, another --out, or --force "
-                    f"to begin anew"
-                )
-            report.log(f"resuming {request.out}")
-            return store
-        # Repairing an unreadable image changes the files before anything dear was computed.
-        report.log(f"image files changed before all were read: beginning {request.out} anew")
+    if store is not None and not request.force and _resumes(request, store, settings, report):
+        return store
     if store is not None:
         _remove(request.out)
     return create_store(request, source, labels, metadata, settings)
+
+
+def _resumes(
+    request: Request, store: FeatureStore, settings: Mapping[str, Any], report: Reporter
+) -> bool:
+    """Whether the run goes on in a store that is there; a store not to be touched is refused."""
+    made: Mapping[str, Any] = store.attrs[ATTRIBUTE]
+    differ = [k for k in settings if made["settings"].get(k) != settings[k]]
+    if made["complete"]:
+        raise RefusedError(_complete_message(request.out, differ))
+    if differ == ["images"] and not _has_statistics(store):
+        # Somebody repaired an unreadable image, and nothing dear was computed yet.
+        report.log(f"image files changed before all were read: beginning {request.out} anew")
+        return False
+    if differ:
+        raise RefusedError(
+            f"{request.out} is an unfinished run with other settings ({', '.join(differ)}); use "
+            f"the same to resume, another --out, or --force to begin anew"
+        )
+    report.log(f"resuming {request.out}")
+    return True
 
 
 def _remove(out: Path | str) -> None:
@@ -437,6 +445,27 @@ def _fill(
 ) -> Summary:
     """Statistics, backbones, heads; whatever is complete is skipped."""
     summary = Summary(str(request.out), store.n_images, int(store.labels_known.sum()))
+    _read_images(request, store, source, backbones, report, ranks, summary)
+    if ranks.is_main:
+        _fit_heads(request, store, backbones, report, summary)
+    summary.n_classes = store.n_classes
+    skipped = np.flatnonzero(store.skipped)
+    summary.errors = {str(store.image_ids[k]): str(store.errors[k]) for k in skipped}
+    if summary.already:
+        report.log(f"complete already and skipped: {', '.join(summary.already)}")
+    return summary
+
+
+def _read_images(
+    request: Request,
+    store: FeatureStore,
+    source: ImageSource,
+    backbones: Sequence[Backbone],
+    report: Reporter,
+    ranks: Ranks,
+    summary: Summary,
+) -> None:
+    """Go through the images: once for their statistics, once for each backbone."""
     settings = Settings(
         size=request.size,
         tta=request.tta,
@@ -468,15 +497,19 @@ def _fill(
                 summary.already.append(backbone.key)
             else:
                 summary.rates[backbone.key] = rate
-    for backbone in backbones if ranks.is_main else ():
+
+
+def _fit_heads(
+    request: Request,
+    store: FeatureStore,
+    backbones: Sequence[Backbone],
+    report: Reporter,
+    summary: Summary,
+) -> None:
+    """Fit each head on each backbone's embeddings, which are complete by now."""
+    for backbone in backbones:
         for head in request.heads:
             name = f"{backbone.key}.{head}"
             if not write_head(store, backbone.key, head, seed=request.seed, report=report):
                 summary.already.append(name)
             summary.models.append(name)
-    summary.n_classes = store.n_classes
-    skipped = np.flatnonzero(store.skipped)
-    summary.errors = {str(store.image_ids[k]): str(store.errors[k]) for k in skipped}
-    if summary.already:
-        report.log(f"complete already and skipped: {', '.join(summary.already)}")
-    return summary

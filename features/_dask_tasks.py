@@ -17,8 +17,8 @@ from distributed import get_worker
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from features._pair_folder import sha256
 from features._places import as_place
+from features._seal import file_sha256
 from features._state import features_from_tree, features_tree
 from features.assemble import PairFeatures, parse_bytes
 from features.parquet import PairRows, pair_schema, write_part
@@ -120,9 +120,9 @@ def fit_features(source: Tree, labels: csr_array, fold: NDArray[Any], settings: 
     }
 
 
-def same(tree: Tree) -> Tree:
+def same(value: Any) -> Any:
     """Put something on a worker in such a way that the scheduler can do so again."""
-    return tree
+    return value
 
 
 def restore(tree: Tree) -> PairFeatures:
@@ -160,7 +160,7 @@ def write(tree: Tree, source: Tree, images: Tree, path: str) -> str:
     rows = _pair_rows(tree, source, images)
     with KERNELS:
         write_part(as_place(path), rows, 0, len(rows.stack), pair_schema(rows))
-    return sha256(as_place(path))
+    return file_sha256(as_place(path))
 
 
 def _pair_rows(tree: Tree, source: Tree, images: Tree) -> PairRows:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features._places import Place, Remote
-from features._seal import CHECKSUM, is_intact, seal
+from features._seal import CHECKSUM, file_sha256, is_intact, seal
 
 __all__ = [
     "RECORD",
@@ -28,7 +28,6 @@ __all__ = [
     "clear_output",
     "part_name",
     "read_record",
-    "sha256",
     "write_atomically",
 ]
 
@@ -93,7 +92,7 @@ class Record:
         return [
             name
             for name, digest in self.parts.items()
-            if (folder / name).is_file() and sha256(folder / name) == digest
+            if (folder / name).is_file() and file_sha256(folder / name) == digest
         ]
 
 
@@ -190,12 +189,6 @@ def write_atomically(path: Place, write: Callable[[BinaryIO], None]) -> None:
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(path)
-
-
-def sha256(path: Place) -> str:
-    """Checksum of a file, as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _is_left_over(path: Place) -> bool:

@@ -12,7 +12,6 @@ from features import _checks as checks
 
 __all__ = ["along", "check_rows", "csr_to_topk", "image_axis", "model_of", "topk_to_csr"]
 
-PROBABILITY_KINDS = ("probabilities", "fold_probabilities")
 FINITE_KINDS = ("embeddings", "imagenet_logits")
 
 

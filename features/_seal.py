@@ -12,6 +12,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from features._places import Place
+
 __all__ = [
     "BLANK",
     "CHECKSUM",
@@ -101,7 +103,7 @@ def file_intact(path: Path) -> bool:
     return told.decode() == _digest_blank(path, place)
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(path: Place) -> str:
     """Checksum of a file, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

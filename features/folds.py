@@ -110,7 +110,11 @@ def _assign_groups(
     ties: NDArray[np.float64],
     n_folds: int,
 ) -> NDArray[np.int16]:
-    """Stratify groups, given by CSR counts (group, label) and the groups of each label."""
+    """Stratify groups, given by CSR counts (group, label) and the groups of each label.
+
+    ``left`` counts each label's images that have no fold yet, ``wanted`` what each fold still
+    lacks of each label, ``room`` how many images it still takes.
+    """
     n_groups, n_labels = len(sizes), len(label_indptr) - 1
     left = np.zeros(n_labels, dtype=np.int64)
     for k in range(len(labels)):
@@ -136,7 +140,7 @@ def _assign_groups(
                 wanted[fold, labels[j]] -= counts[j]
                 left[labels[j]] -= counts[j]
     for group in range(n_groups):
-        if folds[group] < 0:
+        if folds[group] < 0:  # no label: to the fold with most room
             fold = _neediest(nothing, room, ties[group])
             folds[group] = fold
             room[fold] -= sizes[group]

@@ -26,10 +26,10 @@ from features._pair_folder import (
     clear_output,
     part_name,
     read_record,
-    sha256,
     write_atomically,
 )
 from features._places import Place, as_place, size_of
+from features._seal import file_sha256
 from features.assemble import PairFeatures
 from features.blocks.types import Column
 from features.schema import Stack
@@ -414,7 +414,7 @@ def _write_here(folder: Place, rows: PairRows, schema: pa.Schema) -> Writer:
     def write(pending: Mapping[str, tuple[int, int]]) -> Iterator[tuple[str, str]]:
         for name, (start, stop) in pending.items():
             write_part(folder / name, rows, start, stop, schema)
-            yield name, sha256(folder / name)
+            yield name, file_sha256(folder / name)
 
     return write
 

@@ -227,7 +227,8 @@ def _average_precisions(scores, truth, weights):  # type: ignore[no-untyped-def]
     out = np.empty((n_weightings, n_classes))
     for c in prange(n_classes):
         order = np.argsort(-scores[c], kind="mergesort")
-        # All weightings advance together, a vector at a time, through one sorted list.
+        # All weightings advance together, a vector at a time, through one sorted list: the images
+        # passed, the hits among them, the hits that are in the area already.
         seen = np.zeros(n_weightings, dtype=np.float32)
         hits = np.zeros(n_weightings, dtype=np.float32)
         counted = np.zeros(n_weightings, dtype=np.float32)
@@ -241,6 +242,7 @@ def _average_precisions(scores, truth, weights):  # type: ignore[no-untyped-def]
                 hits += weights[row]
                 left -= 1
                 pending = True
+            # Equal scores go together: the area grows at the last of them.
             ends = i + 1 == n_images or scores[c, order[i + 1]] != scores[c, row]
             if ends and pending:
                 for w in range(n_weightings):

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features import dask as features_dask
-from features._dask_tasks import KERNELS, Tree, read_images, worker_threads
+from features._dask_tasks import KERNELS, Tree, read_images, same, worker_threads
 from features.dask import Images, submit
 from features.store import FeatureStore
 from stacker._output import temporary_beside
@@ -53,7 +53,7 @@ def write_predictions(
     client, images = features_dask.connect(dask), Images.of_store(store)
     images = Images(None, images.store, list(model.seen_["models"]), images.rows)
     tree, texts = model_tree(model)
-    sent = submit(client, _same, ({**tree, **dict.fromkeys(ARRAYS)}, texts))
+    sent = submit(client, same, ({**tree, **dict.fromkeys(ARRAYS)}, texts))
     starts = range(0, images.n_images, images_per_part)
     paths = [out.resolve() / f"part-{number:05d}.parquet" for number in range(len(starts))]
     client.gather(
@@ -64,10 +64,6 @@ def write_predictions(
         ]
     )
     return len(paths)
-
-
-def _same(values: Any) -> Any:
-    return values
 
 
 def _write(sent: tuple[Tree, dict[str, str]], source: Tree, path: str) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features._dask_tasks import KERNELS, Tree, read_images, restore, worker_threads
+from features._dask_tasks import KERNELS, Tree, read_images, restore, same, worker_threads
 from stacker.blend import log_losses
 from stacker.boosters import BOOSTERS, SNAPSHOT_EVERY
 
-__all__ = ["corrections", "curve", "margin", "take"]
+__all__ = ["corrections", "curve", "margin", "same", "take"]
 
 Float = NDArray[np.float32]
 
@@ -19,11 +19,6 @@ Float = NDArray[np.float32]
 def take(values: NDArray[Any], mask: NDArray[np.bool_]) -> NDArray[Any]:
     """Rows of an array."""
     return values[mask]
-
-
-def same(values: Any) -> Any:
-    """Put a value on a worker."""
-    return values
 
 
 def load(name: str, text: str) -> Any:

@@ -20,11 +20,15 @@ __all__ = ["best_sets"]
 FLOOR = 1.0 / 64.0
 N_POWERS = 10
 BLOCK = 16
-# SLOPE[j, m] t_m summed over m is the factor of z^j in the derivative of log G(z), see _tail_counts
+# SLOPE[j, m - 1] t_m summed over m is the factor of z^j in z times the derivative of log G(z), see
+# _tail_counts.
 SLOPE = np.array(
     [
-        [(-1.0) ** (j + 1) * j * comb(m, j) / m if 0 < j <= m else 0.0 for m in range(1, 11)]
-        for j in range(11)
+        [
+            (-1.0) ** (j + 1) * j * comb(m, j) / m if 0 < j <= m else 0.0
+            for m in range(1, N_POWERS + 1)
+        ]
+        for j in range(N_POWERS + 1)
     ]
 )
 # exp(-36) = 2e-16: counts rarer than that cannot change a score in its fourteenth decimal.

@@ -142,7 +142,8 @@ def fit_held(
     order, sizes = by_class.data, np.diff(by_class.indptr)
     positives = np.asarray(labels.sum(axis=0), dtype=np.float64).ravel()
     missed = positives - np.bincount(held.classes[marked], minlength=held.n_classes)
-    # The two observations of images without the pair end each class's pairs.
+    # Two observations end each class's pairs: all images where no model holds it, without and
+    # with the label.
     starts = np.concatenate([[0], np.cumsum(sizes + 2, dtype=np.int64)])
     logits = np.full((starts[-1], n_models), logit(np.zeros(1))[0], dtype=np.float32)
     own, weight = np.zeros(len(logits)), np.ones(len(logits))

@@ -62,6 +62,7 @@ def restore_model(cls: Any, tree: dict[str, Any], texts: dict[str, str]) -> Any:
 
 
 def _rebuild(cls: Any, tree: dict[str, Any], texts: dict[str, str]) -> Any:
+    """Make an estimator of class `cls` with everything that `model_tree` kept."""
     params = dict(tree["params"])
     if params.get("decision") == "fitted":
         params["decision"] = "auto"
@@ -73,12 +74,7 @@ def _rebuild(cls: Any, tree: dict[str, Any], texts: dict[str, str]) -> Any:
     model.seen_ = {**tree["seen"], "space": space}
     model.classes_, model.class_group_ = space.names, space.groups
     model.base_ = _base(tree["base"])
-    model.features_ = features_from_tree(tree["features"], space)
-    model.columns_ = model.features_.columns_
-    model.feature_names_ = model.features_.feature_names_
-    model.candidate_recall_ = model.features_.candidate_recall_
-    sizes = model.features_.per_group_.tolist()
-    model.candidates_ = dict(zip(space.group_names.tolist(), sizes, strict=True))
+    model._take_features(features_from_tree(tree["features"], space))
     model.decision_ = FBetaDecision.from_state(tree["decision"])
     model.base_decision_ = FBetaDecision.from_state(tree["base_decision"])
     model.decision_.cv_results_ = {k: np.asarray(v) for k, v in tree.get("rules", {}).items()}

@@ -42,8 +42,9 @@ class PairStacker(FrameMixin, BaseEstimator):
     """Second-level stacking for multi-label tagging: pair rows, boosting, F-beta decisions.
 
     Every (image, class) pair that is a candidate becomes a row; one booster answers "does the
-    class belong to the image?" for all classes, on top of the best calibrated blend; a decision
-    rule turns the probabilities into label sets.
+    class belong to the image?" for all classes. What it finds is shrunk towards the best blend
+    of the models, to that blend where it finds nothing; a decision rule turns the probabilities
+    into label sets.
 
     Parameters
     ----------
@@ -52,17 +53,20 @@ class PairStacker(FrameMixin, BaseEstimator):
     blocks : "default" or sequence of names or (name, options) pairs
         Feature blocks. "default" takes every default block whose inputs are there and logs the
         rest; in a sequence a missing input is an error.
-    candidates : "auto", None, int or {class group: int}
+    candidates : "auto", None, int, float or {class group: int}
         "auto": per class group the smallest k with recall 0.98 on the training labels, at most
-        64; None: all classes; a number: the k most probable of each class group.
+        64; None: all classes; 30: the 30 most probable of each class group; 0.01: every class
+        whose blended probability is above it.
     base : {"auto", "mean", "logit_mean", "selection", "logistic", None}
         Blend whose logit the boosting starts from; None starts from nothing. "auto" boosts
         from the logit mean and falls back to the blend with the lowest held-out log loss.
     cv : int, "store" or splitter
-        Folds of the features and of the boosting; "store" takes the store's own.
+        Folds that boosting holds out; "store" takes the store's own. Features take finer folds
+        inside them (docs/fitting.md).
     n_trials : int
         Optuna trials; 0 trains the defaults.
     decision : "auto" or FBetaDecision
+        Rule that makes label sets; "auto" is ``FBetaDecision()`` for `beta` and `average`.
     beta : float
         Weight of recall against precision in F-beta.
     average : {"samples", "macro", "micro"}
@@ -79,6 +83,7 @@ class PairStacker(FrameMixin, BaseEstimator):
     n_jobs : int or None
         Threads; None takes all cores.
     random_state : int or None
+        None is 0: the same fit gives the same model.
     verbose : int
         1 logs progress.
 
@@ -250,17 +255,8 @@ class PairStacker(FrameMixin, BaseEstimator):
             whole=groups is None and not isinstance(self.cv, int),
             random_state=self.random_state or 0,
         )
-        self.features_, far = self._fit_features(train, fine)
-        self.columns_ = self.features_.columns_
-        self.feature_names_ = self.features_.feature_names_
-        self.candidate_recall_ = self.features_.candidate_recall_
-        self.candidates_ = dict(
-            zip(
-                self.seen_["space"].group_names.tolist(),
-                self.features_.per_group_.tolist(),
-                strict=True,
-            )
-        )
+        features, far = self._fit_features(train, fine)
+        self._take_features(features)
         found = self.features_.all_candidates(stack)
         image, cls = found.row_image, found.classes
         at = cells(base, image, cls)
@@ -278,6 +274,14 @@ class PairStacker(FrameMixin, BaseEstimator):
             far=far,
         )
         return rows, base
+
+    def _take_features(self, features: PairFeatures) -> None:
+        """Keep fitted features, and what they say of columns and candidates."""
+        self.features_, self.columns_ = features, features.columns_
+        self.feature_names_ = features.feature_names_
+        self.candidate_recall_ = features.candidate_recall_
+        groups = self.seen_["space"].group_names.tolist()
+        self.candidates_ = dict(zip(groups, features.per_group_.tolist(), strict=True))
 
     def _fit_features(
         self, train: TrainingSet, fold: NDArray[np.int64]

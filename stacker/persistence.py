@@ -4,7 +4,6 @@ No pickle: opening a model runs nothing. A folder is written beside its place an
 is there whole or not at all.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -15,7 +14,7 @@ import numpy as np
 from scipy.sparse import csr_array, issparse
 
 from features._locks import leased_name
-from features._seal import save_array
+from features._seal import file_sha256, save_array
 from stacker._output import refuse_url
 
 FORMAT = "pairstack-model"
@@ -55,7 +54,7 @@ def write_folder(path: str | os.PathLike[str], tree: dict[str, Any], texts: dict
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
         (folder / "model.json").write_text(json.dumps(written, indent=1), encoding="utf-8")
-        sums = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
+        sums = {file.name: file_sha256(file) for file in sorted(folder.iterdir())}
         (folder / "checksums.json").write_text(json.dumps(sums, indent=1), encoding="utf-8")
         _sync(folder)
         folder.rename(target)
@@ -113,7 +112,7 @@ def check_folder(folder: Path) -> None:
     if links:
         raise ValueError(f"{folder} must hold its files itself; {links[0]!r} is a link. {ADVICE}")
     for name in sorted(names):
-        if _sha256(folder / name) != sums[name]:
+        if file_sha256(folder / name) != sums[name]:
             raise ValueError(
                 f"{folder / name} was changed after it was saved (its checksum differs). "
                 f"Copy the model again, or fit it anew."
@@ -159,11 +158,6 @@ def _unpack(value: Any, folder: Path) -> Any:
 
 def _array_name(number: int) -> str:
     return f"array-{number:04d}.npy"
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _sync(folder: Path) -> None:

@@ -267,22 +267,7 @@ class Trainer:
         folder: Path,
         track: str = "",
     ) -> Any:
-        about = {
-            "timm_name": self.recipe.model.name,
-            "fold": unit.fold,
-            "group": unit.group,
-            "domain": track or None,
-            "classes": self.data.store.classes[unit.columns].tolist(),
-            "class_group": self._groups(unit),
-            "input": {
-                "size": self.config.size,
-                "mean": list(self.config.mean),
-                "std": list(self.config.std),
-            },
-            "softmax": self._softmax,
-            "model": self.recipe.as_dict()["model"],
-            "n_images": len(samples),
-        }
+        """Train one network through the stages, into its folder; the network that predicts."""
         inside = folder.relative_to(self.request.out)
         board = self.request.out / "tensorboard" / inside if self.request.tensorboard else None
         job = Job(
@@ -299,13 +284,33 @@ class Trainer:
             report=self.report,
             name=str(inside),
             curves=Curves(self.report, board),
-            about=about,
+            about=self._about(unit, track, len(samples)),
         )
+        # Kept activations enter behind the frozen stages; images enter at the front again.
         network.begin_at(self.cut)
         made = train_network(job)
         network.begin_at(None)
         made.begin_at(None)
         return made
+
+    def _about(self, unit: Unit, track: str, n_images: int) -> dict[str, Any]:
+        """Describe a network for ``model.json``, but for its stages."""
+        return {
+            "timm_name": self.recipe.model.name,
+            "fold": unit.fold,
+            "group": unit.group,
+            "domain": track or None,
+            "classes": self.data.store.classes[unit.columns].tolist(),
+            "class_group": self._groups(unit),
+            "input": {
+                "size": self.config.size,
+                "mean": list(self.config.mean),
+                "std": list(self.config.std),
+            },
+            "softmax": self._softmax,
+            "model": self.recipe.as_dict()["model"],
+            "n_images": n_images,
+        }
 
     def _keep_trunk(self) -> None:
         """Run the frozen stages over all images, once for all networks of the run."""

@@ -67,7 +67,7 @@ def _group_ranks(probs, codes, images, classes, out):  # type: ignore[no-untyped
 
 @njit(parallel=True, cache=True, error_model="numpy")
 def _blend_ranks(blend, codes, indptr, classes, out):  # type: ignore[no-untyped-def]
-    """Fill the seven columns of BLEND_COLUMNS."""
+    """Fill the seven columns of BLEND_COLUMNS, in their order."""
     n_groups = codes.max() + 1
     tiny = np.float32(1e-12)
     for image in prange(len(indptr) - 1):
@@ -78,7 +78,7 @@ def _blend_ranks(blend, codes, indptr, classes, out):  # type: ignore[no-untyped
         kept = np.empty(len(values), dtype=np.float32)
         kept_codes = np.empty(len(values), dtype=np.int32)
         n_kept = 0
-        for c in range(len(values)):
+        for c in range(len(values)):  # written, then kept or written over: no branch
             group_top[codes[c]] = max(group_top[codes[c]], values[c])
             kept[n_kept], kept_codes[n_kept] = values[c], codes[c]
             n_kept += values[c] > lowest

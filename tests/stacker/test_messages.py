@@ -9,6 +9,7 @@ import pytest
 from scipy.sparse import csr_array
 
 from features import FeatureStore, Stack
+from features._seal import file_sha256
 from stacker import FBetaDecision, PairStacker, StackingMultilabelClassifier, write_submission
 from stacker._align import read_labels, read_stack
 from stacker._evaluate import labels_for
@@ -21,7 +22,7 @@ from stacker.datasets._subset import stratified_subset
 from stacker.demo import DemoSettings, run_demo
 from stacker.explain import _one_image
 from stacker.fold_models import fold_stacks
-from stacker.persistence import _sha256, read_folder, write_folder
+from stacker.persistence import read_folder, write_folder
 from stacker.verify import verify
 
 TWO = np.full((4, 2), 0.5, np.float32)
@@ -187,7 +188,7 @@ def resealed(folder, text):
     """Write model.json anew, with checksums that fit."""
     (folder / "model.json").write_text(text)
     sums = json.loads((folder / "checksums.json").read_text())
-    sums["model.json"] = _sha256(folder / "model.json")
+    sums["model.json"] = file_sha256(folder / "model.json")
     (folder / "checksums.json").write_text(json.dumps(sums))
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from features import FeatureStore
+from features._seal import file_sha256
 from stacker import PairStacker
-from stacker.persistence import _sha256, read_folder, write_folder
+from stacker.persistence import read_folder, write_folder
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,7 @@ PREDICT = """
 import sys
 import numpy as np
 from features import FeatureStore
+from features._seal import file_sha256
 from stacker import PairStacker
 np.save(sys.argv[2], PairStacker.load(sys.argv[1]).predict_proba(FeatureStore.open(sys.argv[3])))
 """
@@ -109,7 +111,7 @@ def test_another_version_is_refused(tmp_path):
     content["version"] = 99
     (tmp_path / "m" / "model.json").write_text(json.dumps(content))
     sums = json.loads((tmp_path / "m" / "checksums.json").read_text())
-    sums["model.json"] = _sha256(tmp_path / "m" / "model.json")
+    sums["model.json"] = file_sha256(tmp_path / "m" / "model.json")
     (tmp_path / "m" / "checksums.json").write_text(json.dumps(sums))
     with pytest.raises(ValueError, match="version 99"):
         read_folder(tmp_path / "m")
