@@ -65,7 +65,7 @@ def print_key_values(values: dict[str, float], *, title: str) -> None:
     grid = Table(title=Text(title), title_justify="left", show_header=False)
     for name, value in values.items():
         shown = f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
-        grid.add_row(Text(metric_title(name)), shown)
+        grid.add_row(Text(name), shown)
     _stdout().print(grid)
 
 

@@ -279,10 +279,11 @@ def tune(
         best.fit(labelled)
     with temporary_beside(out, force=force) as folder:
         best.save(folder)
+    maximised = objective.replace("_", " ")
     print_key_values(
         {
-            f"{objective} of the defaults": best.trials_["value"].iloc[0],
-            f"{objective} of the best trial": best.trials_["value"].max(),
+            f"{maximised} of the defaults": best.trials_["value"].iloc[0],
+            f"{maximised} of the best trial": best.trials_["value"].max(),
             "stack, out-of-fold": best.oof_score_,
             "its base, out-of-fold": best.base_score_,
         },
@@ -432,7 +433,11 @@ def decide(
         strategy=strategy,
         random_state=random_state,
     )
-    numbers = {key: found[key] for key in ("n_images", "n_labelled", "labels_per_image")}
+    numbers = {
+        "images": found["n_images"],
+        "labelled images": found["n_labelled"],
+        "labels an image": found["labels_per_image"],
+    }
     if found["score"] is not None:
         numbers["score, cross-validated"] = found["score"]
     print_key_values(numbers, title=f"rule: {found['strategy']}")

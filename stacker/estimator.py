@@ -319,6 +319,10 @@ class PairStacker(FrameMixin, BaseEstimator):
         stages = choose_stages(fits, rows)
         self.rounds_, self.shrinkage_ = stages.rounds, stages.shrinkage
         self._say("rounds %s, shrinkage %.1f", stages.rounds, stages.shrinkage)
+        if stages.shrinkage == 0:
+            self._say(
+                "boosting adds nothing beyond noise: the model is its base, %s", self.base_name_
+            )
         self.boosters_ = [
             adapters[name].fit(binned[name], rows, max(1, stages.rounds[name])) for name in adapters
         ]

@@ -152,6 +152,23 @@ def test_compare_refuses_an_unknown_booster_before_any_work(store, monkeypatch):
     assert "must be of ['lightgbm', 'xgboost']" in result.stderr
 
 
+def test_fit_says_that_the_model_is_its_base(store, tmp_path):
+    """Two equal scores, and nobody knows whether boosting failed or found nothing."""
+    arguments = ("--blocks", "logits", "--booster", "xgboost")
+    result = run("fit", store, "--out", tmp_path / "model", *arguments)
+    assert result.exit_code == 0, result.stderr
+    assert PairStacker.load(tmp_path / "model").shrinkage_ == 0
+    assert "the model is its base" in result.stderr
+
+
+def test_curate_names_its_files_as_they_are_called(store, tmp_path):
+    """`label issues.csv` was shown, and is not there."""
+    result = run("curate", store, "--out", tmp_path / "curated", "--quiet")
+    assert result.exit_code == 0, result.stderr
+    for file in (tmp_path / "curated").iterdir():
+        assert file.name in result.stdout
+
+
 def test_fit_takes_blocks_and_candidates(store, tmp_path):
     """What is chosen on the command line does not reach the model."""
     result = run("fit", store, "--out", tmp_path / "model", *CHOSEN, "--quiet")
