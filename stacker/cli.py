@@ -246,6 +246,7 @@ def tune(
     average: Average = "samples",
     beta: Beta = 2.0,
     booster: Annotated[str, typer.Option(help="lightgbm or xgboost.")] = "lightgbm",
+    jobs: Jobs = None,
     random_state: Seed = 0,
     force: Force = False,
     quiet: Quiet = False,
@@ -261,6 +262,7 @@ def tune(
         cv="store" if (labelled.fold >= 0).all() else 5,
         average=average,
         beta=beta,
+        n_jobs=jobs,
         random_state=random_state,
         verbose=0 if quiet else 1,
     )

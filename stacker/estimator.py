@@ -204,6 +204,8 @@ class PairStacker(FrameMixin, BaseEstimator):
             raise ValueError(
                 f"The 'booster' parameter must be of {sorted(BOOSTERS)}. Got {self.booster!r}."
             )
+        if self.n_trials and len(self._booster_names()) > 1:
+            raise ValueError(f"tuning takes one booster at a time. Got {self.booster!r}.")
         if self.base not in (None, "auto", *BLENDS):
             raise ValueError(
                 f"The 'base' parameter must be None, 'auto' or of {sorted(BLENDS)}. "

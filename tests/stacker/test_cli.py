@@ -135,21 +135,28 @@ def test_compare_judges_the_stack_that_fit_would_make(store, monkeypatch):
     given = {}
     monkeypatch.setattr("stacker._compare.compare", lambda *a, **k: given.update(model=a[3]) or 1)
     monkeypatch.setattr("stacker.cli.print_score_table", lambda *a, **k: None)
-    both = ("--booster", "lightgbm,xgboost", "--trials", 3)
-    result = run("compare", store, *CHOSEN, *both, "--quiet")
+    result = run("compare", store, *CHOSEN, "--booster", "xgboost", "--trials", 3, "--quiet")
     assert result.exit_code == 0, result.stderr
     model = given["model"]
     assert [name for name, _ in model.blocks] == ["probabilities", "ranks"]
     assert (model.candidates, model.n_jobs, model.n_trials) == (6, 1, 3)
-    assert model.booster == ("lightgbm", "xgboost")
+    assert model.booster == "xgboost"
 
 
-def test_compare_refuses_an_unknown_booster_before_any_work(store, monkeypatch):
-    """The blends of a fold took minutes, then the name was refused."""
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--booster", "lightgbn"), "must be of ['lightgbm', 'xgboost']"),
+        (("--booster", "lightgbm,xgboost", "--trials", 3), "tuning takes one booster at a time"),
+        (("--blocks", "neighbors"), "neighbours"),
+    ],
+)
+def test_compare_refuses_what_fit_would_refuse_before_any_work(store, monkeypatch, options, said):
+    """The blends of a fold took minutes, then a name was refused."""
     monkeypatch.delattr("stacker._compare.compare")
-    result = run("compare", store, "--booster", "lightgbn")
+    result = run("compare", store, *options)
     assert result.exit_code == 2
-    assert "must be of ['lightgbm', 'xgboost']" in result.stderr
+    assert said in result.stderr
 
 
 def test_fit_says_that_the_model_is_its_base(store, tmp_path):
@@ -301,7 +308,9 @@ def test_the_command_never_imports_torch():
 def test_tune_fits_with_the_best_trial_and_resumes(store, tmp_path):
     """The storage keeps finished trials; the second run adds to them and writes its model."""
     storage, out = tmp_path / "study.db", tmp_path / "tuned"
-    first = run("tune", store, "--out", out, "--trials", 2, "--storage", storage, "--quiet")
+    first = run(
+        *("tune", store, "--out", out, "--trials", 2, "--storage", storage, "--jobs", 1, "--quiet")
+    )
     assert first.exit_code == 0, first.stderr
     assert "2 trials" in first.stdout
     again = tmp_path / "again"
