@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import typer
+from typer.testing import CliRunner
 
 import cnn_extract.cli
 import features.cli
@@ -58,6 +59,7 @@ def own_files(tmp_path, monkeypatch, data):
     table = pd.DataFrame({"image_id": data["image_id"][KNOWN], "labels": names})
     table.to_csv(tmp_path / "labels.csv", index=False)
     (tmp_path / "classes.txt").write_text("\n".join(data["classes"]), encoding="utf-8")
+    (tmp_path / "test.txt").write_text("\n".join(data["image_id"][240:]), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
 
 
@@ -94,8 +96,13 @@ def test_the_tutorial_runs(demo_folder, capsys):
 @pytest.mark.slow
 def test_the_page_on_own_predictions_runs(own_files):
     """The first thing that people try on their own data ends in an error."""
+    arrays = [str(path) for path in sorted(Path().glob("*_*.npy"))]
+    given = ["--labels", "labels.csv", "--classes", "classes.txt", "--test-ids", "test.txt"]
+    made = CliRunner().invoke(stacker.cli.app, ["import", *arrays, *given, "--out", "store"])
+    assert made.exit_code == 0, made.output
     found = run_blocks("own-predictions.md")
     assert len(found["sets"]) == 60
+    assert FeatureStore.open("store").embeddings("se101").shape == (300, 64)
 
 
 @pytest.mark.slow
