@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from features import _checks as checks
 from features._labels import as_label_matrix
 from features._predictions import load_array
-from features._tables import CsvReader, file_named, header, hint_of_separator
+from features._tables import CsvReader, file_named, header, hint_of_separator, shown
 
 __all__ = ["LabelFile", "read_label_file", "read_names"]
 
@@ -135,12 +135,26 @@ def read_label_file(
     column = label_column or ("labels" if "labels" in rest else rest[0] if len(rest) == 1 else None)
     if column is None:
         table = CsvReader(ids)(path)
+        _check_table(table, path)
         return LabelFile(path, np.asarray(table.index, dtype=np.str_), None, table)
     frame = CsvReader(ids)(path, text=[column])
     if column not in frame.columns:
         raise ValueError(f"{path} has no column {column!r}; it has {names}.")
     lists = [cell.split() for cell in frame[column]]
     return LabelFile(path, np.asarray(frame.index, dtype=np.str_), lists, None)
+
+
+def _check_table(table: pd.DataFrame, path: Path) -> None:
+    """Refuse a cell that is neither 0 nor 1, naming it: most likely the column is no class."""
+    for name in table.columns:
+        wrong = np.flatnonzero(~pd.to_numeric(table[name], errors="coerce").isin((0, 1)))
+        if len(wrong):
+            raise ValueError(
+                f"classes: {path}: column {name!r} must hold 0 and 1; image "
+                f"{str(table.index[wrong[0]])!r} has {shown(table[name].iloc[wrong[0]])}. Leave "
+                "columns out that are no class; of labels in one column give its name "
+                "(label_column=, --label-column)."
+            )
 
 
 def read_names(given: Any) -> NDArray[np.str_] | None:

@@ -16,18 +16,19 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from features._tables import CsvReader, ParquetReader, columns_of, numbers
+from features._tables import CsvReader, ParquetReader, columns_of, index_column, numbers
 
 __all__ = [
     "Predictions",
     "id_column_of",
+    "is_named",
     "is_test_file",
     "load_array",
     "model_name",
     "read_predictions",
 ]
 
-# A DataFrame where the file names images and classes; else an array in the order of the file.
+# A DataFrame where the file names images or classes; else an array in the order of the file.
 Predictions: TypeAlias = "pd.DataFrame | NDArray[Any]"
 
 TABLES = (".csv", ".parquet", ".pq")
@@ -39,6 +40,7 @@ DAMAGES = (
     *(ValueError, EOFError, OSError, KeyError, RuntimeError, OverflowError, TypeError),
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, SyntaxError, TokenError),
 )
+POSITION = "position"  # the name of an index that only counts
 NOISE = {"oof", "test", "train", "val", "valid", "pred", "preds", "predictions", "probs"}
 
 
@@ -50,8 +52,8 @@ def read_predictions(path: str | Path, id_column: str | None = None) -> dict[str
     path : path
         ``.csv`` or ``.parquet``: an id column and one column for each class. ``.npy``: one array.
         ``.npz``, ``.h5``, ``.hdf5``: one array (image, class) for each model; one-dimensional
-        arrays named ``image_id`` and ``class`` name its rows and columns. ``FILE:KEY`` takes one
-        array of a file.
+        arrays named ``image_id`` and ``class``, both or one of them, name its rows and columns.
+        ``FILE:KEY`` takes one array of a file.
     id_column : str, optional
         Default: ``image_id`` if there, else the first column.
 
@@ -63,7 +65,8 @@ def read_predictions(path: str | Path, id_column: str | None = None) -> dict[str
     Raises
     ------
     ValueError
-        For another kind of file, a key that is not there, and arrays of other dimensions.
+        For another kind of file, a key that is not there, arrays of other dimensions, and names
+        that are not as many as the rows or columns.
 
     Examples
     --------
@@ -90,11 +93,18 @@ def read_predictions(path: str | Path, id_column: str | None = None) -> dict[str
 
 
 def id_column_of(path: Path) -> str:
-    """Name of a table's id column: ``image_id`` if there, else the first."""
+    """Name of a table's id column: ``image_id``, the index of a pandas frame, or the first."""
     columns = columns_of(path)
     if not columns:
         raise ValueError(f"{path} has no column: the first must hold the image ids")
-    return "image_id" if "image_id" in columns else columns[0]
+    if "image_id" in columns:
+        return "image_id"
+    return index_column(path) or columns[0]
+
+
+def is_named(index: pd.Index) -> bool:
+    """Whether a file names what stands along an axis, or counts it."""
+    return index.name != POSITION
 
 
 def model_name(path: str | Path) -> str:
@@ -215,10 +225,27 @@ def _models_of(
         shapes = {k: v.shape for k, v in arrays.items()}
         raise ValueError(f"{path} holds no two-dimensional array; it has {shapes}.")
     alone = key is None and len(chosen) == 1
-    return {
-        model_name(path) if alone else Path(name).name: _named(arrays[name], ids, classes, path)
-        for name in chosen
-    }
+    names = [model_name(path)] if alone else _names_of_keys(chosen)
+    found: dict[str, Predictions] = {}
+    for name, array in zip(names, chosen, strict=True):
+        values = _checked(arrays[array], path)
+        if key is not None and not _fits(values, ids, classes):
+            found[name] = values  # the names are those of the other arrays
+        else:
+            found[name] = _named(values, ids, classes, f"{path}: array {array!r}")
+    return found
+
+
+def _names_of_keys(keys: list[str]) -> list[str]:
+    """Last parts of the keys; of "se101/oof" and "pnas/oof", which share it, the first parts."""
+    whole = [model_name(key.replace("/", "_")) for key in keys]
+    tried = ([Path(key).name for key in keys], whole, keys)
+    return next(names for names in tried if len(set(names)) == len(names))
+
+
+def _fits(values: NDArray[Any], ids: Any, classes: Any) -> bool:
+    pairs = zip(values.shape, (ids, classes), strict=True)
+    return all(names is None or len(names) == n for n, names in pairs)
 
 
 def _first(arrays: Mapping[str, NDArray[Any]], names: Iterable[str]) -> NDArray[Any] | None:
@@ -226,11 +253,24 @@ def _first(arrays: Mapping[str, NDArray[Any]], names: Iterable[str]) -> NDArray[
     return found[0] if found else None
 
 
-def _named(values: Any, ids: Any, classes: Any, path: Path) -> Predictions:
-    values = _checked(values, path)
-    if ids is None or classes is None or values.shape != (len(ids), len(classes)):
+def _named(values: NDArray[Any], ids: Any, classes: Any, where: str) -> Predictions:
+    """Put names beside the values, where the file has them."""
+    if ids is None and classes is None:
         return values
-    return pd.DataFrame(values, index=pd.Index(ids, name="image_id"), columns=pd.Index(classes))
+    index = _index(ids, "image_id", values.shape[0], f"{where} has {values.shape[0]:,} rows")
+    columns = _index(classes, "class", values.shape[1], f"{where} has {values.shape[1]:,} columns")
+    return pd.DataFrame(values, index=index, columns=columns)
+
+
+def _index(names: Any, name: str, n: int, found: str) -> pd.Index:
+    if names is None:
+        return pd.RangeIndex(n, name=POSITION)
+    if len(names) != n:
+        raise ValueError(
+            f"shapes: {found}, but the file names {len(names):,} in {name!r}. Save one name for "
+            "each, or leave the names out."
+        )
+    return pd.Index(names, name=name)
 
 
 def _checked(values: Any, path: Path) -> NDArray[Any]:

@@ -22,11 +22,15 @@ __all__ = [
     "gather",
     "header",
     "hint_of_separator",
+    "index_column",
     "numbers",
     "quoting",
     "read_metadata",
+    "shown",
 ]
 
+# What pandas calls an index without a name in Parquet.
+UNNAMED_INDEX = "__index_level_0__"
 MISSING = ["", "NA", "N/A", "nan", "NaN", "null", "None"]
 
 
@@ -49,7 +53,8 @@ class CsvReader:
         _check_columns(columns, [self.id_column], path)
         repeated = sorted({c for c in columns if columns.count(c) > 1})
         if repeated:
-            raise ValueError(f"{path}: columns stand twice: {checks.first_few(repeated)}")
+            hint = " Its first line must name the columns." if _all_numbers(columns[1:]) else ""
+            raise ValueError(f"{path}: columns stand twice: {checks.first_few(repeated)}.{hint}")
         # An image or label called "NA" is a name, not a gap.
         verbatim = {self.id_column, *text} & set(columns)
         with file_named(path):
@@ -85,8 +90,9 @@ class ParquetReader:
         _check_file(path)
         with _named_parquet(path):
             frame = pd.read_parquet(path)
-        if self.id_column not in frame.columns and frame.index.name == self.id_column:
-            frame = frame.reset_index()
+        index = frame.index.name or UNNAMED_INDEX
+        if self.id_column not in frame.columns and index == self.id_column:
+            frame = frame.rename_axis(self.id_column).reset_index()
         _check_columns(list(map(str, frame.columns)), [self.id_column], path)
         return _index_by(frame, self.id_column, path)
 
@@ -141,9 +147,12 @@ def _labels(column: pd.Series, first: pd.DataFrame, path: Any) -> dict[str, Any]
 
 def read_metadata(table: pd.DataFrame, image_ids: pd.Index, path: Any) -> dict[str, Any]:
     """User columns in the order of the images; ``split_group`` and ``fold`` apart."""
-    order = checks.positions(
-        checks.as_names(image_ids, "image id"), table.index, what="image id", where=str(path)
-    )
+    ids = checks.as_names(image_ids, "image id")
+    try:
+        order = checks.positions(ids, table.index, what="image id", where=str(path))
+    except ValueError as error:
+        said = f"{error} It must have a line for every image, test images too, and no others."
+        raise ValueError(said) from error
     table = table if order is None else table.iloc[order]
     given: dict[str, Any] = {}
     for name in ("split_group", "fold"):
@@ -166,9 +175,21 @@ def numbers(frame: pd.DataFrame, path: Any, first_line: str = "") -> pd.DataFram
         wrong = frame.index[read.isna() & frame[name].notna()]
         raise ValueError(
             f"{path}: column {name!r} must hold numbers; image {wrong[0]!r} has "
-            f"{frame.loc[wrong[0], name]!r}"
+            f"{shown(frame.loc[wrong[0], name])}"
         )
     return frame.astype(np.float32)
+
+
+def shown(cell: Any) -> str:
+    """Text of a cell for a message, its beginning where it is long."""
+    text = str(cell)
+    return repr(text if len(text) <= 60 else f"{text[:60]}...")
+
+
+def _all_numbers(columns: list[str]) -> bool:
+    """Whether the first line holds values: class names may be whole numbers, but not 0.25."""
+    read = pd.to_numeric(pd.Series(columns, dtype=object), errors="coerce")
+    return bool(read.notna().all() and (read % 1 != 0).any())
 
 
 def hint_of_separator(columns: list[str]) -> str:
@@ -214,6 +235,19 @@ def columns_of(path: Path) -> list[str]:
 
     with _named_parquet(path):
         return list(pyarrow.parquet.read_schema(path).names)
+
+
+def index_column(path: Path) -> str | None:
+    """Name of the column in which a Parquet file keeps a pandas index, if it does."""
+    if path.suffix.lower() == ".csv":
+        return None
+    import pyarrow.parquet
+
+    with _named_parquet(path):
+        notes: Any = pyarrow.parquet.read_schema(path).pandas_metadata
+    kept = notes.get("index_columns") if isinstance(notes, dict) else None
+    name = kept[0] if isinstance(kept, list) and len(kept) == 1 else None
+    return name if isinstance(name, str) else None
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from features._order_checks import exchanged_columns, fit_of_labels, is_ordered
 from features._predictions import (
     Predictions,
     id_column_of,
+    is_named,
     is_test_file,
     model_name,
     read_predictions,
@@ -224,12 +225,22 @@ def _read_models(given: Mapping[str, Any], how: _Request) -> dict[str, Predictio
     """Read files; one with several arrays gives several models."""
     found: dict[str, Predictions] = {}
     for name, source in given.items():
-        if isinstance(source, str | Path):
-            read = read_predictions(source, how.id_column)
-            found |= {name: next(iter(read.values()))} if len(read) == 1 else read
-        else:
-            found[name] = source if isinstance(source, pd.DataFrame) else np.asarray(source)
+        read = _read_source(name, source, how)
+        repeated = sorted(found.keys() & read.keys())
+        if repeated:
+            raise ValueError(
+                f"models: {str(source)!r} and another file both hold {repeated}. Take their arrays "
+                "one by one: NAME=FILE:KEY."
+            )
+        found |= read
     return found
+
+
+def _read_source(name: str, source: Any, how: _Request) -> dict[str, Predictions]:
+    if not isinstance(source, str | Path):
+        return {name: source if isinstance(source, pd.DataFrame) else np.asarray(source)}
+    read = read_predictions(source, how.id_column)
+    return {name: next(iter(read.values()))} if len(read) == 1 else read
 
 
 def _same_models(known: Mapping[str, Any], new: Mapping[str, Any]) -> None:
@@ -268,12 +279,12 @@ def _class_names(
     known: Mapping[str, Predictions], truth: LabelFile, classes: Any, how: _Request
 ) -> NDArray[np.str_]:
     """Names of the columns: given, in a file, or read off the labels."""
-    named = next((v for v in known.values() if isinstance(v, pd.DataFrame)), None)
+    named = _first_named(known, "columns")
     first = next(iter(known))
     n_columns = known[first].shape[1]
     given = read_names(classes)
     if given is None and named is not None:
-        return checks.as_names(named.columns, "class name")
+        return checks.as_names(named, "class name")
     if given is not None:
         if len(given) != n_columns:
             raise ValueError(
@@ -294,9 +305,9 @@ def _row_names(
     how: _Request,
 ) -> NDArray[np.str_]:
     """Names of the rows: in a file, given, or those of the labels in their order."""
-    named = next((v for v in models.values() if isinstance(v, pd.DataFrame)), None)
+    named = _first_named(models, "index")
     if named is not None and given is None:
-        return checks.as_names(named.index, "image id")
+        return checks.as_names(named, "image id")
     n_rows = next(iter(models.values())).shape[0]
     if given is None and default is None:
         how.say(f'test images: no ids given, so they are "test0" to "test{n_rows - 1}"')
@@ -304,7 +315,7 @@ def _row_names(
     ids = default if given is None else given
     assert ids is not None
     for model, values in models.items():
-        if not isinstance(values, pd.DataFrame) and len(values) != len(ids):
+        if not _has_names(values, "index") and len(values) != len(ids):
             raise ValueError(
                 f"shapes: model {model!r} has {len(values):,} rows, but there are {len(ids):,} "
                 f"image ids ({'given' if given is not None else 'lines of the ' + what}). Give "
@@ -329,10 +340,7 @@ def _in_order(
 ) -> NDArray[np.float32]:
     """Values realigned by name, in [0, 1], float32 (n_images, n_classes)."""
     where = f"model {model!r}"
-    if isinstance(values, pd.DataFrame):
-        array = checks.align_frame(values, ids, names, where)
-    else:
-        array = values
+    array = _by_names(values, ids, names, where)
     if array.shape != (len(ids), len(names)):
         raise ValueError(
             f"shapes: {where} has shape {array.shape}; expected are {len(ids):,} images and "
@@ -346,6 +354,28 @@ def _in_order(
             f"{str(names[column])!r}. Predict these images again."
         )
     return _in_range(array, where, how)
+
+
+def _has_names(values: Predictions, axis: str) -> bool:
+    return isinstance(values, pd.DataFrame) and is_named(getattr(values, axis))
+
+
+def _first_named(models: Mapping[str, Predictions], axis: str) -> pd.Index | None:
+    """Names along an axis ("index" or "columns") by the first model that has them."""
+    return next((getattr(v, axis) for v in models.values() if _has_names(v, axis)), None)
+
+
+def _by_names(
+    values: Predictions, ids: NDArray[np.str_], names: NDArray[np.str_], where: str
+) -> NDArray[Any]:
+    """Values in the order of ids and names along the axes that the file names."""
+    array = np.asarray(values)
+    for axis, (label, wanted) in enumerate((("index", ids), ("columns", names))):
+        if _has_names(values, label):
+            what = ("image id", "class name")[axis]
+            order = checks.positions(wanted, getattr(values, label), what=what, where=where)
+            array = checks.take_axis(array, order, axis)
+    return array
 
 
 def _in_range(array: NDArray[np.float32], where: str, how: _Request) -> NDArray[np.float32]:

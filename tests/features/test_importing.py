@@ -309,3 +309,112 @@ def test_one_array_of_a_file_is_taken_by_its_key(tmp_path):
         read_predictions(tmp_path / "o.npy")
     with pytest.raises(ValueError, match="are read from"):
         read_predictions(__file__)
+
+
+def save_arrays(path, arrays):
+    """Arrays by key into an npz or HDF5 file."""
+    if path.suffix == ".npz":
+        np.savez(path, **arrays)
+        return path
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(path, "w") as file:
+        for key, values in arrays.items():
+            text = values.dtype.kind == "U"
+            file[key] = values.astype(object) if text else values
+    return path
+
+
+@pytest.mark.parametrize("kind", ["npz", "h5"])
+def test_names_of_rows_or_columns_alone_are_heeded(case, kind, rng):
+    """A file that names its images but not its classes was read by position, unasked."""
+    rows, columns = rng.permutation(60), rng.permutation(6)
+    ids, names, values = case["ids"], np.array(CLASSES), case["oof"]["a"]
+    for part in (
+        {"p": values[rows], "image_id": ids[rows]},
+        {"p": values[:, columns], "class": names[columns]},
+    ):
+        path = save_arrays(case["folder"] / f"{len(part['p'])}-{sorted(part)[0]}.{kind}", part)
+        out = case["folder"] / f"store-{sorted(part)[0]}-{kind}"
+        store = import_predictions(out, {"a": path}, case["folder"] / "labels.csv")
+        found = store.probabilities("a").loc[ids, CLASSES]
+        np.testing.assert_array_equal(found.to_numpy(), values)
+
+
+def test_names_that_are_not_as_many_as_the_rows_are_refused(case):
+    """They were left aside without a word, and the rows taken for those of the labels."""
+    part = {"p": case["oof"]["a"], "image_id": case["ids"][:59]}
+    path = save_arrays(case["folder"] / "all.npz", part)
+    with pytest.raises(ValueError, match=r"'p' has 60 rows, but the file names 59 in 'image_id'"):
+        read_predictions(path)
+    # One array asked for by its key: the names may be those of another.
+    assert read_predictions(f"{path}:p")["p"].shape == (60, 6)
+
+
+@pytest.mark.parametrize("kind", ["npz", "h5"])
+def test_arrays_of_one_name_in_several_groups_are_several_models(case, kind):
+    """Of "a/oof" and "b/oof" the second took the place of the first, without a word."""
+    arrays = {f"{name}/oof": values for name, values in case["oof"].items()}
+    read = read_predictions(save_arrays(case["folder"] / f"all.{kind}", arrays))
+    assert sorted(read) == ["a", "b"]
+    np.testing.assert_array_equal(read["a"], case["oof"]["a"])
+    arrays |= {f"{name}/test": values for name, values in case["test"].items()}
+    read = read_predictions(save_arrays(case["folder"] / f"more.{kind}", arrays))
+    assert sorted(read) == sorted(arrays)
+
+
+def test_files_that_hold_the_same_models_are_refused(case):
+    """The models of the second file took the place of those of the first."""
+    paths = [save_arrays(case["folder"] / f"{n}.npz", case["oof"]) for n in ("one", "two")]
+    with pytest.raises(ValueError, match=r"both hold \['a', 'b'\]. Take their arrays one by one"):
+        import_predictions(
+            case["folder"] / "s", {p.stem: p for p in paths}, case["folder"] / "labels.csv"
+        )
+
+
+@pytest.mark.parametrize("name", [None, "Image"])
+def test_ids_in_an_index_of_any_name_are_found_in_parquet(case, name, rng):
+    """`frame.to_parquet(path)` of an index without a name: the first class was taken for ids."""
+    frame = pd.DataFrame(case["oof"]["a"], pd.Index(case["ids"], name=name), CLASSES)
+    frame.iloc[rng.permutation(60)].to_parquet(case["folder"] / "a.parquet")
+    store = import_predictions(
+        case["folder"] / "s", {"a": case["folder"] / "a.parquet"}, case["folder"] / "labels.csv"
+    )
+    found = store.probabilities("a").loc[case["ids"], CLASSES]
+    np.testing.assert_array_equal(found.to_numpy(), case["oof"]["a"])
+
+
+@pytest.mark.parametrize("cell", [2, None, "x" * 10_000])
+def test_a_column_of_labels_that_is_no_class_is_named(case, cell):
+    """The message spoke of "Y", without the file, the column and the image."""
+    table = pd.DataFrame(case["Y"].astype(object), pd.Index(case["ids"], name="id"), CLASSES)
+    table.loc["im3", "dog"] = cell
+    table.to_csv(case["folder"] / "wide.csv")
+    match = r"wide.csv: column 'dog' must hold 0 and 1; image 'im3' has .* --label-column"
+    with pytest.raises(ValueError, match=match) as found:
+        import_predictions(case["folder"] / "s", case["oof"], case["folder"] / "wide.csv")
+    assert len(str(found.value)) < 500
+
+
+def test_a_table_without_a_first_line_of_names_says_so(case):
+    """Two equal values in the first line were called columns that stand twice, and no more."""
+    values = case["oof"]["a"].copy()
+    values[0, 1] = values[0, 0]
+    np.savetxt(case["folder"] / "a.csv", values, delimiter=",")
+    with pytest.raises(ValueError, match=r"stand twice.*first line must name the columns"):
+        import_predictions(
+            case["folder"] / "s", {"a": case["folder"] / "a.csv"}, case["folder"] / "labels.csv"
+        )
+
+
+def test_metadata_of_the_labelled_images_alone_says_what_is_missing(case):
+    """Test images need a line too: nothing said so."""
+    frame = pd.DataFrame({"image_id": case["ids"], "split_group": case["ids"]})
+    frame.to_csv(case["folder"] / "meta.csv", index=False)
+    with pytest.raises(ValueError, match="a line for every image, test images too"):
+        import_predictions(
+            case["folder"] / "s",
+            case["oof"],
+            case["folder"] / "labels.csv",
+            test=case["test"],
+            metadata=case["folder"] / "meta.csv",
+        )
