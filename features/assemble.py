@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from features._labels import as_label_matrix
 from features.blending import Blend, blend_of, dense_probs, dense_rows, images_at_once, stack_blend
 from features.blocks import BLOCKS
 from features.blocks.spaces import Projection, check_spaces, fit_stack_space, space_names
@@ -122,15 +123,14 @@ class PairFeatures:
     overall_recall_: float = field(default=1.0, init=False)
     seconds_: dict[str, float] = field(default_factory=dict, init=False, repr=False)
 
-    def fit(
-        self, stack: Stack, labels: csr_array, fold: NDArray[np.integer[Any]]
-    ) -> "PairFeatures":
+    def fit(self, stack: Stack, labels: Any, fold: NDArray[np.integer[Any]]) -> "PairFeatures":
         """Choose candidates and fit every block on labelled images.
 
         Parameters
         ----------
         stack : Stack of n_images
-        labels : CSR array of shape (n_images, n_classes), 0/1
+        labels : 0/1 array, DataFrame or sparse matrix of shape (n_images, n_classes)
+            Or a list of label-name lists; DataFrames are matched by image id and class name.
         fold : int array of shape (n_images,), 0 .. n_folds - 1
             Folds that level one was predicted out of.
 
@@ -141,6 +141,10 @@ class PairFeatures:
             shape, and images without a fold.
         """
         chosen = resolve_blocks(self.blocks, stack)
+        if not isinstance(labels, csr_array):
+            labels = as_label_matrix(
+                labels, classes=stack.classes, n_images=len(stack), image_ids=stack.image_ids
+            )
         folds = check_training(stack, labels, fold)
         blend = stack_blend(stack)
         self.space_, self.models_ = stack.label_space, list(stack.models)

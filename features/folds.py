@@ -32,8 +32,9 @@ def make_folds(
 
     Parameters
     ----------
-    labels : CSR or array of shape (n_images, n_classes)
-        0 and 1; images without labels are allowed.
+    labels : array, DataFrame or sparse matrix of shape (n_images, n_classes)
+        0 and 1; images without labels are allowed. Of a polars frame a column ``image_id`` is
+        none of the labels.
     n_folds : int, default=5
     split_group : array-like of shape (n_images,), optional
         Images of one group land in one fold. Default: every image on its own.
@@ -180,7 +181,7 @@ def _neediest(wanted: NDArray[np.float64], room: NDArray[np.float64], tie: float
 
 def _read_labels(labels: Any) -> sparse.csr_array:
     if not sparse.issparse(labels):
-        labels = np.asarray(labels)
+        labels = np.asarray(checks.from_polars(labels, None))
     if labels.ndim != 2:
         raise ValueError(f"labels must have shape (n_images, n_classes); got {labels.shape}")
     matrix = sparse.csr_array(labels)

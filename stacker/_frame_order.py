@@ -16,6 +16,7 @@ __all__ = [
     "in_fitted_order",
     "in_image_order",
     "in_one_order",
+    "in_order_of",
     "index_of",
     "is_counted",
     "names_from_state",
@@ -103,6 +104,32 @@ def in_image_order(values: Any, image_ids: Any, name: str) -> Any:
     index = image_ids if isinstance(image_ids, pd.Index) else pd.Index(np.asarray(image_ids))
     order = None if is_counted(index) else _order(values.index, index, name, "image")
     return checks.take_axis(values.to_numpy(), order, 0)
+
+
+def in_order_of(values: Any, index: Any, classes: Any = None, name: str = "y") -> Any:
+    """Rows of a frame or Series in the order of an index, columns in that of classes.
+
+    Anything else comes back as it is; so does a frame beside no index, or no classes (None).
+
+    Raises
+    ------
+    ValueError
+        For other images or classes.
+
+    Examples
+    --------
+    >>> frame = pd.DataFrame({"a": [1, 2], "b": [3, 4]}, index=["j", "i"])
+    >>> in_order_of(frame, pd.Index(["i", "j"]), pd.Index(["b", "a"])).to_numpy().tolist()
+    [[4, 2], [3, 1]]
+    """
+    if not isinstance(values, pd.DataFrame | pd.Series):
+        return values
+    rows = None if index is None else _order(values.index, index, name, "image")
+    values = values if rows is None else values.iloc[rows]
+    if classes is None or isinstance(values, pd.Series):
+        return values
+    columns = _order(values.columns, pd.Index(classes), name, "class")
+    return values if columns is None else values.iloc[:, columns]
 
 
 def is_counted(ids: Any) -> bool:

@@ -24,7 +24,7 @@ from sklearn.utils.validation import (
 )
 
 from features.schema import Stack
-from stacker._frame_order import as_pandas
+from stacker._frame_order import as_pandas, in_image_order, in_order_of, index_of
 from stacker._inputs import check_labels, refuse_names
 from stacker._level_one import (
     STACK_METHODS,
@@ -130,8 +130,10 @@ class StackingMultilabelClassifier(ClassifierMixin, _BaseComposition):
         Parameters
         ----------
         X : array, DataFrame, sparse matrix or list with n_images rows
-            Handed to the estimators as it is.
+            Handed to the estimators as it is; of a polars frame a column ``image_id`` holds the
+            names of the rows and is no feature.
         y : 0/1 array, DataFrame or sparse matrix (n_images, n_classes), or (n_images,) labels
+            Rows of frames, and `groups` as a Series, are matched with those of X by their index.
         groups : array-like of shape (n_images,), optional
             Images of one group never part.
 
@@ -141,6 +143,8 @@ class StackingMultilabelClassifier(ClassifierMixin, _BaseComposition):
             Itself.
         """
         named = self._check_estimators()
+        groups = in_image_order(groups, index_of(X, y), "groups")
+        y = in_order_of(as_pandas(y), index_of(X))
         X = self._read_features(X, reset=True)
         target, labels = self._read_target(y)
         check_consistent_length(X, target, groups)
@@ -220,6 +224,7 @@ class StackingMultilabelClassifier(ClassifierMixin, _BaseComposition):
         Where `fit` had a vector: accuracy.
         """
         check_is_fitted(self, "final_estimator_")
+        y = in_order_of(as_pandas(y), index_of(X), None if self.one_label_ else self.classes_)
         if self.one_label_:
             return float(super().score(X, y, sample_weight))
         if sample_weight is not None:
@@ -289,6 +294,8 @@ class StackingMultilabelClassifier(ClassifierMixin, _BaseComposition):
 
     def _read_features(self, X: Any, *, reset: bool) -> Any:
         """Check numbers; leave tables and texts to the estimators, with their names remembered."""
+        if hasattr(X, "get_columns") and "image_id" in X.columns:
+            X = X.drop("image_id")
         if _is_table_or_text(X):
             validate_data(self, X, reset=reset, skip_check_array=True)
             return X

@@ -3,6 +3,7 @@
 import logging
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from features.assemble import PairFeatures, parse_bytes, resolve_blocks, stack_blend
@@ -46,6 +47,22 @@ def test_any_number_of_threads_gives_the_same_bits(
     again = PairFeatures(blocks=tuple(BLOCKS), candidates=PER_GROUP, n_jobs=n_jobs)
     again.fit(small_stack, slice_labels, slice_fold)
     same_bits(stream(again, small_stack, slice_fold), whole)
+
+
+@pytest.mark.parametrize("kind", ["array", "coo", "frame", "lists"])
+def test_labels_of_every_form_give_the_same_candidates(small_stack, slice_labels, slice_fold, kind):
+    """Anything but CSR ended in an AttributeError of numpy or pandas."""
+    dense, classes = slice_labels.toarray(), small_stack.classes
+    forms = {
+        "array": dense,
+        "coo": slice_labels.tocoo(),
+        "frame": pd.DataFrame(dense, small_stack.image_ids, classes).iloc[::-1, ::-1],
+        "lists": [classes[row > 0].tolist() for row in dense],
+    }
+    plain = PairFeatures(blocks=("class_prior",)).fit(small_stack, slice_labels, slice_fold)
+    found = PairFeatures(blocks=("class_prior",)).fit(small_stack, forms[kind], slice_fold)
+    assert found.candidate_recall_ == plain.candidate_recall_
+    np.testing.assert_array_equal(found.per_group_, plain.per_group_)
 
 
 def test_shuffled_images_give_equally_shuffled_rows(

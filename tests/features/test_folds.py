@@ -88,6 +88,20 @@ def test_form_of_labels_and_names_of_groups_do_not_matter():
     np.testing.assert_array_equal(make_folds(labels.astype(bool), 5, group), expected)
 
 
+def test_polars_labels_with_a_column_of_ids_give_the_same_folds():
+    """The ids were read as labels, and ended in a message of scipy about dtypes."""
+    polars = pytest.importorskip("polars")
+    labels, group = make_data(300, 20, 200)
+    frame = polars.DataFrame({"image_id": [f"im{i}" for i in range(300)]})
+    frame = frame.with_columns(**{f"c{k}": labels[:, k] for k in range(20)})
+    np.testing.assert_array_equal(make_folds(frame, 5, group), make_folds(labels, 5, group))
+    found = [test for _, test in MultilabelGroupKFold(5).split(frame, frame, group)]
+    for test, (_, expected) in zip(
+        found, MultilabelGroupKFold(5).split(labels, labels, group), strict=True
+    ):
+        np.testing.assert_array_equal(test, expected)
+
+
 def test_images_without_labels_fill_the_folds_evenly():
     """Unlabelled images would all land in one fold."""
     fold = make_folds(np.zeros((103, 4)), 5)

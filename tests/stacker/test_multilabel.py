@@ -163,6 +163,29 @@ def test_frames_texts_and_sparse_matrices_are_taken_as_they_are(data):
     assert words.predict(texts).shape == Y.shape
 
 
+def test_labels_and_groups_are_matched_with_the_features_by_name(data):
+    """Labels in another order were learned as those of other images, and scored as such."""
+    X, Y = data
+    groups = np.arange(len(X)) // 2
+    order = np.random.default_rng(0).permutation(len(X))
+    ids, classes = [f"im{i}" for i in range(len(X))], [f"c{k}" for k in range(Y.shape[1])]
+    table = pd.DataFrame(X, ids, [f"x{k}" for k in range(X.shape[1])])
+    labels = pd.DataFrame(Y, ids, classes)
+    makers = [("near", KNeighborsClassifier())]
+    stack = StackingMultilabelClassifier(makers, pair_stack(), cv=3, random_state=0)
+    plain = clone(stack).fit(table, labels, groups)
+    mixed = clone(stack).fit(table, labels.iloc[order], pd.Series(groups, ids).iloc[order[::-1]])
+    np.testing.assert_array_equal(mixed.folds_, plain.folds_)
+    np.testing.assert_array_equal(mixed.predict_proba(table), plain.predict_proba(table))
+    assert plain.score(table, labels.iloc[order, ::-1]) == plain.score(table, labels)
+    polars = pytest.importorskip("polars")
+    named = [polars.from_pandas(f.rename_axis("image_id").reset_index()) for f in (table, labels)]
+    found = clone(stack).fit(named[0], named[1][order.tolist()], groups)
+    np.testing.assert_array_equal(found.predict_proba(named[0]), plain.predict_proba(table))
+    with pytest.raises(ValueError, match=r"y: 1 of .* expected image ids are missing"):
+        clone(stack).fit(table, labels.rename(index={"im0": "other"}))
+
+
 def test_one_label_an_image_is_taken_too():
     """A vector y: probabilities sum to one and predictions are its own labels."""
     X, y = make_classification(150, n_classes=3, n_informative=5, random_state=0)
