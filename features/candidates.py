@@ -365,7 +365,8 @@ def candidate_recall(
     shares = np.where(totals > 0, hits / np.maximum(totals, 1), 1.0)
     recall = {str(n): float(share) for n, share in zip(space.group_names, shares, strict=True)}
     overall = float(hits.sum() / totals.sum()) if totals.sum() else 1.0
-    low = {name: round(value, 3) for name, value in recall.items() if value < RECALL_WARNING}
+    low = [f"{n or 'all'} {share:.3f}" for n, share in recall.items() if share < RECALL_WARNING]
     if low:
-        logger.warning("candidate recall below %.1f: %s; raise candidates=", RECALL_WARNING, low)
+        said = ", ".join(low)
+        logger.warning("candidate recall below %.1f: %s; raise candidates=", RECALL_WARNING, said)
     return recall, overall

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,17 @@ def test_a_notebook_was_run_top_to_bottom_without_error(name):
     kinds = [output["output_type"] for cell in cells for output in cell["outputs"]]
     assert "error" not in kinds
     assert (FOLDER / f"{name}.ipynb").stat().st_size < LARGEST
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_shows_no_warning_and_no_path_of_the_machine(name):
+    """Readers see log lines to stderr, and a temporary folder that is another one every time."""
+    outputs = [output for cell in code_cells(name) for output in cell["outputs"]]
+    assert "stderr" not in [output.get("name") for output in outputs]
+    for output in outputs:
+        shown = {"text": output.get("text", "")} | output.get("data", {})
+        text = str({kind: part for kind, part in shown.items() if not kind.startswith("image/")})
+        assert not re.search(r"/(tmp|home|root|Users|var|work)/|site-packages|Warning", text)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -143,6 +143,14 @@ def test_recall_counts_the_labels_that_have_a_row(blend, space, slice_labels, ca
     assert "raise candidates=" in caplog.text
 
 
+def test_the_warning_has_a_name_for_classes_without_groups(caplog):
+    """It said {'': 0.5}."""
+    found = Candidates(np.array([0, 1]), np.array([0], dtype=np.int32))
+    with caplog.at_level(logging.WARNING, logger="features"):
+        candidate_recall(found, csr_array([[1, 1]]), LabelSpace(["x", "y"]))
+    assert "candidate recall below 0.9: all 0.500; raise candidates=" in caplog.text
+
+
 def test_a_group_without_labels_loses_none(caplog):
     """A recall of 0 over no labels at all would raise a false alarm."""
     space = LabelSpace(["a::1", "b::1"])
