@@ -116,4 +116,5 @@ def model_facts(model: Any) -> list[tuple[str, str]]:
         ("Base", str(model.base_name_)),
         ("Decision rule", str(model.decision_.strategy_)),
         ("Candidate recall", recall),
+        ("Fitted as", repr(model)),
     ]

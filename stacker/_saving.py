@@ -37,11 +37,16 @@ def model_tree(model: Any) -> tuple[dict[str, Any], dict[str, str]]:
         "rounds": model.rounds_,
         **{name: getattr(model, name) for name in (*SCORES, *ARRAYS)},
         "tuning": _tuning_tree(model),
-        "libraries": {name: version(name) for name in LIBRARIES},
-        "python": sys.version.split()[0],
+        "libraries": {name: v for name, v in model.libraries_.items() if name != "python"},
+        "python": model.libraries_["python"],
     }
     texts = {f"booster-{booster.name}.txt": booster.to_text() for booster in model.boosters_}
     return tree, texts
+
+
+def libraries() -> dict[str, str]:
+    """Versions of Python and of the libraries that a fitted model depends on."""
+    return {name: version(name) for name in LIBRARIES} | {"python": sys.version.split()[0]}
 
 
 def restore_model(cls: Any, tree: dict[str, Any], texts: dict[str, str]) -> Any:
@@ -73,6 +78,7 @@ def _rebuild(cls: Any, tree: dict[str, Any], texts: dict[str, str]) -> Any:
     space = LabelSpace(tree["classes"], tree["class_group"], tree["class_parent"])
     model.seen_ = {**tree["seen"], "space": space}
     model.classes_, model.class_group_ = space.names, space.groups
+    model.libraries_ = {**tree.get("libraries", {}), "python": tree.get("python", "unknown")}
     model.base_ = _base(tree["base"])
     model._take_features(features_from_tree(tree["features"], space))
     model.decision_ = FBetaDecision.from_state(tree["decision"])

@@ -367,19 +367,22 @@ def report(
 
     refuse_existing(out, force=force)
     fitted = PairStacker.load(model)
+    labelled, known = (
+        None if path is None else _labelled(_open(path)) for path in (store, trained_on)
+    )
+    ids = [name for s in (labelled, known) if s is not None for name in s.image_ids.tolist()]
+    read_image = None if images is None else image_reader(images, ids)
     held_out = None
-    if store is not None:
-        labelled = _labelled(_open(store))
+    if labelled is not None:
         Log(quiet=quiet)(f"predicting {labelled.n_images:,} images")
         held_out = held_out_of(fitted, labelled)
-    known = None if trained_on is None else _labelled(_open(trained_on))
     write_report(
         out,
         fitted,
         train_labels=None if known is None else training_labels(fitted, known),
         train=None if known is None else known.to_stack(),
         held_out=held_out,
-        read_image=None if images is None else image_reader(images),
+        read_image=read_image,
         title=f"pairstack: {model.name}",
         command=_command_line(),
         force=force,

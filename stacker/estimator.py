@@ -21,7 +21,7 @@ from stacker._column_rules import CLASS_ID, class_id_pays, monotone_params, with
 from stacker._frames_out import FrameMixin
 from stacker._proba import cells, join_rows, spread_rows, values_of
 from stacker._rounds import Stages, choose_stages
-from stacker._saving import model_tree, restore_model
+from stacker._saving import libraries, model_tree, restore_model
 from stacker._training_folds import feature_folds
 from stacker._training_set import TrainingSet, read_training_set
 from stacker.blend import BLENDS
@@ -105,6 +105,8 @@ class PairStacker(FrameMixin, BaseEstimator):
     feature_importances_ : float64 array of shape (n_columns,)
         Share of the boosters' total gain.
     study_ : optuna.Study or None
+    libraries_ : dict of str
+        Versions of Python and the libraries that `fit` ran with; a saved model keeps them.
 
     Examples
     --------
@@ -239,6 +241,7 @@ class PairStacker(FrameMixin, BaseEstimator):
         self.oof_proba_ = spread_rows(oof, train.picked, train.n_images)
         self.folds_ = np.full(train.n_images, -1, dtype=np.int16)
         self.folds_[train.picked] = train.fold
+        self.libraries_ = libraries()
         return self
 
     def _make_rows(self, train: TrainingSet) -> tuple[Rows, NDArray[np.float32]]:

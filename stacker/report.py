@@ -133,7 +133,7 @@ def render_report(
     read_image : callable, optional
         Gives the file of an image id, or None.
     title, command : str
-        Headline; the command that made the model.
+        Headline; the command that made the page.
     about : sequence of (name, value)
         Further facts for the last section.
 
@@ -167,7 +167,7 @@ def render_report(
         tuning=tuning_section(getattr(model, "trials_", None)),
         checks=checks_section(model, train, train_labels, held_out, read_image),
         about=[*model_facts(model), *about],
-        versions=library_versions(),
+        versions=_versions(model),
         **held_out_sections(model, held_out, train_labels, read_image, beta),
     )
 
@@ -181,6 +181,15 @@ def library_versions() -> dict[str, str]:
     ['pairstack', 'python']
     """
     return versions(*LIBRARIES)
+
+
+def _versions(model: Any) -> dict[str, str]:
+    """Versions that the page was made with, and before them those of `fit` where they differ."""
+    fitted = getattr(model, "libraries_", {})
+    return {
+        name: now if fitted.get(name, now) == now else f"{fitted[name]}; this page: {now}"
+        for name, now in library_versions().items()
+    }
 
 
 def _environment() -> Environment:

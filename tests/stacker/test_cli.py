@@ -243,6 +243,11 @@ def test_report_of_a_saved_model_is_one_page(model, store, unseen_store, tmp_pat
     assert wrong.exit_code == 2
     assert "fitted on 240 images" in wrong.stderr
     assert run("report", model, "--out", out).exit_code == 2
+    (tmp_path / "images").mkdir()
+    page = ("report", model, "--store", unseen_store, "--out", tmp_path / "r.html")
+    empty = run(*page, "--images", tmp_path / "images")
+    assert empty.exit_code == 2
+    assert "An id is the path inside, without the extension" in empty.stderr
 
 
 def test_decide_takes_probabilities_from_anywhere(store, tmp_path):

@@ -69,6 +69,8 @@ def test_loaded_model_keeps_what_fit_found(saved):
     np.testing.assert_allclose(loaded.feature_importances_, model.feature_importances_, rtol=1e-4)
     np.testing.assert_array_equal(loaded.oof_proba_, model.oof_proba_)
     assert loaded.get_params()["booster"] == ("lightgbm", "xgboost")
+    assert loaded.libraries_ == model.libraries_
+    assert {"lightgbm", "python"} <= loaded.libraries_.keys()
 
 
 def test_the_folder_holds_no_pickle(saved):

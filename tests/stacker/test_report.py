@@ -9,6 +9,7 @@ from scipy.sparse import csr_array
 
 from stacker._charts import Line, line_chart
 from stacker._gallery import data_uri, gallery
+from stacker.estimator import PairStacker
 from stacker.report import render_report, write_report
 from tests.stacker.report_makers import NASTY, PIXEL, QUOTES, make_model, make_page
 
@@ -87,6 +88,19 @@ def test_a_report_without_held_out_images_shows_what_the_model_knows():
     assert {"importance", "about"} <= set(found.ids)
     assert {"scores", "images", "checks"}.isdisjoint(found.ids)
     assert "0.7000" in page
+
+
+def test_the_page_says_how_the_model_was_fitted_and_with_what():
+    """It named the report's command and today's libraries, not those that made the model."""
+    rng = np.random.default_rng(0)
+    Y = (rng.random((60, 4)) < 0.3).astype(np.int8)
+    X = {m: np.clip(0.6 * Y + 0.4 * rng.random(Y.shape), 0, 1) for m in "ab"}
+    model = PairStacker(cv=3, blocks=("logits",), random_state=7, n_jobs=1).fit(X, Y)
+    page = render_report(model)
+    assert "PairStacker(blocks=(&#39;logits&#39;,), cv=3, n_jobs=1, random_state=7)" in page
+    assert "this page" not in page
+    model.libraries_ = {**model.libraries_, "lightgbm": "4.5.<0>"}
+    assert "4.5.&lt;0&gt;; this page: " in render_report(model)
 
 
 def test_a_page_of_the_largest_pictures_stays_under_five_megabytes(monkeypatch):
