@@ -56,6 +56,11 @@ class Rows(NamedTuple):
         """Number of images."""
         return len(self.indptr) - 1
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether every entry is there; a matrix without entries counts as sparse."""
+        return len(self.values) > 0 and not len(self.indices)
+
 
 def as_rows(matrix: Matrix) -> Rows:
     """View a checked matrix as `Rows`; copies nothing but the row pointers."""
@@ -88,7 +93,7 @@ def over_rows(
 
 def entry_columns(rows: Rows) -> NDArray[np.int32]:
     """Class of every entry."""
-    if len(rows.indices) or not rows.n_columns:
+    if not rows.is_dense:
         return rows.indices
     return np.tile(np.arange(rows.n_columns, dtype=np.int32), rows.n_rows)
 

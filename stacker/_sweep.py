@@ -263,7 +263,7 @@ def _bound(
 def _guess_floors(search: Search, codes: NDArray[np.int32]) -> NDArray[np.float32]:
     """Floor of each code that a sample of the images calls safe, with a margin."""
     floors = np.full(int(codes.max(initial=0)) + 1, ALL)
-    if search.rows.n_rows < 2 * N_SAMPLE or len(search.rows.indices):
+    if search.rows.n_rows < 2 * N_SAMPLE or not search.rows.is_dense:
         return floors  # few pairs, or a sparse matrix that holds the candidates only
     pairs, start = _find_pairs(_sample(search), floors[codes])
     reached = best_cut(pairs, start, **search.metric)[1]
@@ -283,7 +283,7 @@ def _trimmed(pairs: Pairs, start: Counts, metric: dict[str, float], target: floa
 def _guess_class_floors(search: Search) -> NDArray[np.float32]:
     """Floor of each class that keeps about 16 times its true labels: enough for F above 1/4."""
     rows, n_classes = search.rows, search.rows.n_columns
-    if rows.n_rows < 2 * N_SAMPLE or len(rows.indices):
+    if rows.n_rows < 2 * N_SAMPLE or not rows.is_dense:
         return np.full(n_classes, ALL)
     some = _sample(search).rows
     ranked = np.sort(some.values.reshape(-1, n_classes), axis=0)[::-1]

@@ -72,6 +72,7 @@ def test_sparse_and_dense_budgets_agree(rng):
 def test_nothing_to_predict_gives_empty_sets(shape):
     """No images, no classes and no probability are no errors."""
     assert not budgeted_sets(np.zeros(shape), 2).any()
+    assert budgeted_sets(sp.csr_array(shape), 2).nnz == 0
 
 
 def test_a_budget_of_no_labels_is_kept_and_a_wrong_one_refused(rng):

@@ -113,6 +113,18 @@ def test_sparse_and_dense_input_give_the_same_sets(strategy, average, simulate):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("average", AVERAGES)
+def test_a_sparse_matrix_without_entries_gives_empty_sets(strategy, average, simulate):
+    """New images for which no model holds anything have no labels; there was a broadcast error."""
+    probs, Y = simulate(40)
+    options = {"strategy": strategy, "average": average, "cv": 2, "class_groups": list("aaabbbccc")}
+    decision = FBetaDecision(**options).fit(sp.csr_array(probs), Y)
+    assert decision.predict(sp.csr_array((3, 9))).shape == (3, 9)
+    nothing = sp.csr_array((2500, 9))  # enough images for a sample of them
+    assert decision.fit(nothing, sp.csr_array((2500, 9), dtype=int)).predict(nothing).nnz == 0
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_state_rebuilds_the_decision(strategy, simulate):
     """A decision is saved as a flat dict of plain values and arrays, without pickle."""
     probs, Y = simulate(80)
