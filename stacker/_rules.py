@@ -192,7 +192,7 @@ def _expected_cuts(probs: Matrix, task: Task) -> Floats:
     mean = np.bincount(columns, rows.values, n_units)
     cut = np.zeros(n_units)
     for _ in range(100):
-        chosen = rows.values >= cut[columns]
+        chosen = (rows.values > 0) & (rows.values >= cut[columns])  # zeros are never selected
         tp = np.bincount(columns[chosen], rows.values[chosen], n_units)
         below = task.beta**2 * mean + np.bincount(columns[chosen], minlength=n_units)
         new = np.divide(tp, below, out=np.full(n_units, NOTHING), where=below > 0)

@@ -124,6 +124,16 @@ def test_a_sparse_matrix_without_entries_gives_empty_sets(strategy, average, sim
     assert decision.fit(nothing, sp.csr_array((2500, 9), dtype=int)).predict(nothing).nnz == 0
 
 
+def test_a_class_that_training_never_holds_is_never_expected(simulate):
+    """Dense and sparse training agree on it: in a dense one any probability was enough later."""
+    probs, Y = simulate(80)
+    seen = probs * (np.arange(9) > 0)
+    decision = FBetaDecision(strategy="expected", average="macro")
+    for X in (seen, sp.csr_array(seen)):
+        assert decision.fit(X, Y).thresholds_[0] >= 2
+        assert not decision.predict(probs)[:, 0].any()
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_state_rebuilds_the_decision(strategy, simulate):
     """A decision is saved as a flat dict of plain values and arrays, without pickle."""
