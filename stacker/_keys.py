@@ -51,7 +51,7 @@ def affine_keys(rows: Rows, *, slope: float | None = None, offset: float | None 
 
     With `slope` the key is p - slope max(p) and its threshold the offset; with `offset` it is
     (p - offset) / max(p) and its threshold the slope. Neither is ever negative, so a key of 0 or
-    less is never selected.
+    less is never selected; that of a probability of 0 is the lowest of all.
     """
     keys = np.empty(len(rows.values), np.float32)
     given = np.float32(slope if offset is None else offset)
@@ -76,7 +76,8 @@ def _affine(values, indptr, given, is_slope, keys, start, stop):  # type: ignore
             top = max(top, values[e])
         for e in range(indptr[i], indptr[i + 1]):
             if values[e] <= 0:
-                keys[e] = np.float32(-1.0)
+                # Below all others: a lower bound on labels takes the largest keys.
+                keys[e] = np.float32(-np.inf)
             elif is_slope:
                 keys[e] = values[e] - given * top
             else:

@@ -65,6 +65,14 @@ def test_thresholds_are_best_under_the_bounds(simulate):
     assert decision.score(probs, Y) == pytest.approx(wanted, abs=1e-12)
 
 
+@pytest.mark.parametrize("strategy", ["global", "max_ratio", "max_affine"])
+def test_forced_labels_are_the_most_probable(strategy):
+    """Where nothing reaches the threshold a lower bound takes the best, not a probability of 0."""
+    probs, Y = np.array([[0.0, 0.5], [0.0, 0.4]]), np.zeros((2, 2), dtype=int)
+    decision = FBetaDecision(strategy=strategy, min_labels=1).fit(probs, Y)
+    assert decision.predict(probs).tolist() == [[0, 1], [0, 1]]
+
+
 @pytest.mark.parametrize(
     ("bounds", "message"),
     [
