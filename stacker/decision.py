@@ -320,7 +320,8 @@ def _per_group(
     value: Any, names: list[str], default: NDArray[np.int64], parameter: str
 ) -> NDArray[np.int64]:
     out = default.copy()
-    if value is None or value == 0:
+    # None is no bound; a lower bound of 0 is none either, an upper one forbids every label.
+    if value is None or (parameter == "min_labels" and value == 0):
         return out
     if not isinstance(value, dict):
         raise ValueError(

@@ -80,6 +80,7 @@ def test_forced_labels_are_the_most_probable(strategy):
         ({"min_labels": -1}, "0 <= min_labels"),
         ({"max_labels": {"nowhere": 2}}, "unknown class groups"),
         ({"max_labels": {"a": 2}, "min_labels": 1}, "must be a dict"),
+        ({"max_labels": 0, "min_labels": {"a": 0}}, "max_labels must be a dict"),
         ({"max_labels": 1.5}, "whole number"),
         ({"min_labels": {"a": 3, "b": 3}, "max_labels": {"a": 2, "b": 1}}, "=2 for group 'a'"),
         ({"max_labels": dict.fromkeys("uvwxyz", 1)}, r"'y'\]; known: \['a', 'b'\]"),
