@@ -9,6 +9,7 @@ import lightgbm as lgb
 __all__ = [
     "LIGHTGBM_DEFAULTS",
     "XGBOOST_DEFAULTS",
+    "by_main_name",
     "check_params",
     "lightgbm_names",
     "xgboost_names",
@@ -94,10 +95,21 @@ _XGBOOST_NAMES = [
     "validate_parameters",
     "verbosity",
 ]
+_XGBOOST_ALIASES = {
+    "alpha": "reg_alpha",
+    "eta": "learning_rate",
+    "gamma": "min_split_loss",
+    "lambda": "reg_lambda",
+}
+# What the adapters set themselves.
+OWN = {
+    "LightGBM": ("early_stopping_round", "num_iterations", "num_threads", "seed"),
+    "XGBoost": ("device", "nthread", "seed"),
+}
 
 
 def check_params(params: dict[str, Any], known: frozenset[str], library: str) -> None:
-    """Refuse a parameter that the library does not know, naming the nearest one that it does."""
+    """Refuse what the library does not know, naming the nearest that it does, or would not read."""
     for name in params:
         if name not in known:
             near = difflib.get_close_matches(name, sorted(known), n=5)
@@ -105,6 +117,31 @@ def check_params(params: dict[str, Any], known: frozenset[str], library: str) ->
             usual = [n for n in near if n in LIGHTGBM_DEFAULTS or n in XGBOOST_DEFAULTS]
             hint = f" Did you mean {(usual or near)[0]!r}?" if near else ""
             raise ValueError(f"booster_params: {library} has no parameter {name!r}.{hint}")
+        if _main_names(library).get(name, name) in OWN[library]:
+            raise ValueError(
+                f"booster_params: {name!r} would not be read. Rounds are chosen by "
+                f"cross-validation; for the rest there are n_jobs=, random_state= and device=."
+            )
+
+
+def by_main_name(params: dict[str, Any], library: str) -> dict[str, Any]:
+    """Parameters under their main names: beside a default, the libraries ignore an alias of it.
+
+    Examples
+    --------
+    >>> by_main_name({"min_child_samples": 5, "monotone": True}, "LightGBM")
+    {'min_data_in_leaf': 5, 'monotone': True}
+    """
+    return {_main_names(library).get(name, name): value for name, value in params.items()}
+
+
+@lru_cache(maxsize=2)
+def _main_names(library: str) -> dict[str, str]:
+    """Give the main name of each alias."""
+    if library == "XGBoost":
+        return _XGBOOST_ALIASES
+    aliases = lgb.basic._ConfigAliases._get_all_param_aliases()
+    return {alias: name for name, names in aliases.items() for alias in names}
 
 
 @lru_cache(maxsize=1)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from stacker._booster_params import by_main_name
+
 __all__ = ["DEFAULT_DRAW", "Settings", "draw_settings"]
 
 # Blocks that others are made of: without them a trial is wasted.
 ALWAYS = ("probabilities", "logits", "ranks")
+LIBRARIES = {"lightgbm": "LightGBM", "xgboost": "XGBoost"}
 BASES = ("auto", "selection", "mean")
 KEPT = (1.0, 0.75, 0.5)
 # Depth 0 is no limit: leaves alone bound the trees.
@@ -78,7 +81,7 @@ def draw_settings(
     without = {trial.suggest_categorical(f"without_{i}", optional) for i in (1, 2)} - {""}
     start = trial.suggest_categorical("base", BASES) if base == "auto" else base
     return Settings(
-        booster_params={**drawn, **fixed},
+        booster_params={**drawn, **by_main_name(fixed, LIBRARIES[booster])},
         without=tuple(name for name in blocks if name in without),
         base=start,
         kept=trial.suggest_categorical("kept", KEPT),

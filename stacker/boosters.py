@@ -18,6 +18,7 @@ from features.schema import Stack
 from stacker._booster_params import (
     LIGHTGBM_DEFAULTS,
     XGBOOST_DEFAULTS,
+    by_main_name,
     check_params,
     lightgbm_names,
     xgboost_names,
@@ -162,7 +163,7 @@ class LightGBMBooster:
         check_params(params, lightgbm_names(), "LightGBM")
         self.params = {
             **LIGHTGBM_DEFAULTS,
-            **params,
+            **by_main_name(params, "LightGBM"),
             "num_threads": n_jobs or 0,
             "seed": random_state,
         }
@@ -275,7 +276,7 @@ class XGBoostBooster:
         check_params(params, xgboost_names(), "XGBoost")
         self.params = {
             **XGBOOST_DEFAULTS,
-            **params,
+            **by_main_name(params, "XGBoost"),
             "nthread": n_jobs or 0,
             "seed": random_state,
             "device": device,

@@ -3,12 +3,14 @@
 import numpy as np
 import pandas as pd
 import pytest
+from optuna.trial import FixedTrial
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_score
 from sklearn.pipeline import Pipeline
 
 from features import Stack
 from stacker import FBetaDecision, PairStacker
+from stacker._tuning_space import default_draw, draw_settings
 from stacker.calibration import ProbabilityCalibrator
 
 CHEAP = ("probabilities", "logits", "ranks")
@@ -152,6 +154,37 @@ def test_parameters_unknown_to_xgboost_are_refused_by_near_name(case):
     """A name of the other library, or a misspelt one, must not be ignored."""
     with pytest.raises(ValueError, match=r"XGBoost has no parameter 'max_leafs'.*'max_leaves'"):
         small(booster="xgboost", booster_params={"max_leafs": 3}).fit(case[0], case[2])
+
+
+@pytest.mark.parametrize(
+    ("booster", "alias", "name"),
+    [("lightgbm", "min_child_samples", "min_data_in_leaf"), ("xgboost", "eta", "learning_rate")],
+)
+def test_an_alias_of_a_booster_parameter_counts_as_its_name(case, booster, alias, name):
+    """Beside the default under the main name, the libraries ignored it without a word."""
+    gains = [
+        small(booster=booster, booster_params={key: 1}).fit(case[0], case[2]).feature_importances_
+        for key in (alias, name)
+    ]
+    np.testing.assert_array_equal(*gains)
+    drawn = draw_settings(
+        FixedTrial(default_draw(booster, "mean")),
+        booster,
+        blocks=[],
+        fixed={alias: 1},
+        base="mean",
+    )
+    assert drawn.booster_params[name] == 1
+    assert alias not in drawn.booster_params
+
+
+@pytest.mark.parametrize(
+    ("booster", "name"), [("lightgbm", "n_estimators"), ("lightgbm", "n_jobs"), ("xgboost", "seed")]
+)
+def test_booster_parameters_that_nobody_reads_are_refused(case, booster, name):
+    """Rounds, threads and seed come from elsewhere: a number given here had no effect."""
+    with pytest.raises(ValueError, match=f"{name!r} would not be read. Rounds are chosen by"):
+        small(booster=booster, booster_params={name: 1}).fit(case[0], case[2])
 
 
 def test_a_fitted_model_clones_to_an_unfitted_one(case):
