@@ -45,7 +45,7 @@ def choose_stages(fits: dict[str, dict[int, FoldFit]], rows: Rows) -> Stages:
     rounds = {}
     for name, by_fold in fits.items():
         curves = _padded(by_fold)
-        sizes = np.array([np.sum(rows.row_fold == fold) for fold in by_fold], dtype=np.float64)
+        sizes = np.array([_mass(rows, rows.row_fold == fold) for fold in by_fold])
         rounds[name] = _best(curves, sizes) * SNAPSHOT_EVERY
         for position, (fold, fit) in enumerate(by_fold.items()):
             others = np.arange(len(sizes)) != position
@@ -71,10 +71,17 @@ def choose_shrinkage(rows: Rows, raw: NDArray[np.float32], inside: NDArray[np.bo
     best = float(SHRINKAGES[int(np.argmin(losses))])
     gain = log_losses(base, label) - log_losses(base + np.float32(best) * own, label)
     image = rows.image[inside]
+    if weight is not None:
+        image, gain = image[weight > 0], (gain * weight)[weight > 0]
     per_image = np.bincount(image, gain)[np.unique(image)]
     if len(per_image) < 2 or per_image.mean() <= 2 * per_image.std(ddof=1) / len(per_image) ** 0.5:
         return 0.0
     return best
+
+
+def _mass(rows: Rows, inside: NDArray[np.bool_]) -> float:
+    """How much some rows count: their number, or the sum of their weights."""
+    return float(inside.sum() if rows.weight is None else rows.weight[inside].sum())
 
 
 def _folds(fits: dict[str, dict[int, FoldFit]]) -> list[int]:
@@ -90,4 +97,4 @@ def _padded(by_fold: dict[int, FoldFit]) -> NDArray[np.float64]:
 
 
 def _best(curves: NDArray[np.float64], sizes: NDArray[np.float64]) -> int:
-    return int(np.argmin(np.average(curves, axis=0, weights=sizes)))
+    return int(np.argmin(np.average(curves, axis=0, weights=sizes))) if sizes.any() else 0

@@ -114,10 +114,11 @@ def _check_weight(sample_weight: ArrayLike | None, n_images: int) -> NDArray[np.
     if sample_weight is None:
         return None
     weight = np.asarray(sample_weight, dtype=np.float32)
-    if weight.shape != (n_images,) or not np.isfinite(weight).all() or weight.min(initial=0) < 0:
+    fits = weight.shape == (n_images,) and np.isfinite(weight).all() and weight.min(initial=0) >= 0
+    if not fits or not weight.any():
         raise ValueError(
-            f"sample_weight must hold {n_images} finite numbers of at least 0, one an image; "
-            f"however: shape {weight.shape}, minimum {weight.min(initial=0):.4g}."
+            f"sample_weight must hold {n_images} finite numbers of at least 0, one an image, and "
+            f"one above 0; however: shape {weight.shape}, minimum {weight.min(initial=0):.4g}."
         )
     return weight
 

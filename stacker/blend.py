@@ -332,13 +332,15 @@ def cross_fit(
 def weighted_log_loss(
     logits: NDArray[np.float32], labels: NDArray[np.float32], weight: NDArray[Any] | None = None
 ) -> float:
-    """Mean log loss (nats) of logits, in float64.
+    """Mean log loss (nats) of logits, in float64; 0 where nothing has any weight.
 
     Examples
     --------
     >>> round(weighted_log_loss(np.zeros(2, np.float32), np.array([0, 1], np.float32)), 4)
     0.6931
     """
+    if not logits.size or (weight is not None and not weight.any()):
+        return 0.0  # a fold that says nothing about rounds and shrinkage
     return float(np.average(log_losses(logits, labels), weights=weight))
 
 
