@@ -70,6 +70,21 @@ class Rows:
     weight: Float | None = None
     far: Any = None
 
+    def __post_init__(self) -> None:
+        """Refuse folds that nothing can be learned about.
+
+        Raises
+        ------
+        ValueError
+            For a fold whose images have no candidate.
+        """
+        sizes = np.bincount(self.row_fold, minlength=int(self.fold.max(initial=0)) + 1)
+        if not sizes.all():
+            raise ValueError(
+                f"no image of fold {int(np.argmin(sizes))} has a candidate: there is nothing to "
+                "boost. Lower the threshold in candidates=, or give models that hold more classes."
+            )
+
     def __len__(self) -> int:
         return len(self.image)
 

@@ -257,7 +257,7 @@ class PairStacker(FrameMixin, BaseEstimator):
             fold,
             labels,
             groups,
-            whole=groups is None and not isinstance(self.cv, int),
+            whole=groups is None and not isinstance(self.cv, int | np.integer),
             random_state=self.random_state or 0,
         )
         features, far = self._fit_features(train, fine)

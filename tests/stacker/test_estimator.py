@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 from sklearn.base import clone
-from sklearn.model_selection import GroupKFold, cross_val_score
+from sklearn.model_selection import GroupKFold, PredefinedSplit, cross_val_score
 
 from features import FeatureStore, Stack
 from stacker import FBetaDecision, PairStacker, fbeta_score
@@ -228,3 +229,27 @@ def test_one_group_in_two_folds_is_refused(slice_stack, slice_labels):
         small(cv=KFold(3, shuffle=True, random_state=0)).fit(
             slice_stack, slice_labels, groups=groups
         )
+
+
+@pytest.mark.parametrize("case", ["threshold", "fold", "nothing"])
+def test_folds_without_candidates_are_refused(case, slice_stack, slice_labels):
+    """Where no image of a fold has a row there is nothing to boost; LightGBM's own error came."""
+    fold = np.arange(300) % 3
+    params = {"cv": PredefinedSplit(fold), "blocks": ("logits",), "n_jobs": 1}
+    probs = {m: np.asarray(p, np.float32) / 2 for m, p in slice_stack.probabilities.items()}
+    if case == "threshold":
+        params["candidates"] = 0.9
+    else:
+        gone = fold == 1 if case == "fold" else fold >= 0
+        probs = {m: csr_array(np.where(gone[:, None], 0, p)) for m, p in probs.items()}
+    with pytest.raises(ValueError, match=r"no image of fold \d has a candidate"):
+        PairStacker(**params).fit(probs, slice_labels)
+
+
+def test_a_number_of_folds_may_be_numpys(slice_stack, slice_labels):
+    """Features took fewer folds for `np.int64(3)` than for 3, and the model was another."""
+    one, other = (
+        small(cv=cv, blocks=("class_prior",)).fit(slice_stack, slice_labels)
+        for cv in (3, np.int64(3))
+    )
+    np.testing.assert_array_equal(one.oof_proba_, other.oof_proba_)
