@@ -79,6 +79,24 @@ def read_labels(X: Any, Y: Any, stack: Stack) -> tuple[csr_array, NDArray[np.boo
     return X.labels.astype(np.int8), known
 
 
+def read_known(X: Any, Y: Any, seen: dict[str, Any]) -> tuple[Stack, csr_array, NDArray[np.intp]]:
+    """Read new images and their labels, models and classes in the order of training.
+
+    Y without names stands in the order of classes that X has, as in `fit`.
+
+    Returns
+    -------
+    Stack of the n_known images that have labels; CSR array of shape (n_known, n_classes); their
+    positions in X
+    """
+    stack = read_new(X, seen)
+    named = stack if is_unnamed(X) else as_stack(X)
+    labels, known = read_labels(X, Y, named)
+    picked = np.flatnonzero(known)
+    columns = named.label_space.index(seen["space"].names)
+    return stack[picked], csr_array(labels[picked][:, columns]), picked
+
+
 def align_stack(stack: Stack, like: dict[str, Any]) -> Stack:
     """Reorder models, classes and context of a stack to those of training.
 

@@ -11,9 +11,9 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 
-from features.schema import Stack, as_stack
+from features.schema import Stack
 from features.store import FeatureStore
-from stacker._align import align_stack, is_unnamed, read_labels, read_new, read_stack
+from stacker._align import align_stack, is_unnamed, read_known, read_stack
 from stacker._compare import decide_methods, fit_blends
 from stacker._frame_order import in_image_order, index_of
 from stacker.evaluation import (
@@ -157,12 +157,7 @@ def labelled_images(model: Any, X: Any, Y: Any) -> tuple[Stack, csr_array, NDArr
     """Labelled images in the model's order of models and classes, and their positions in X."""
     if isinstance(X, FeatureStore):
         X = X.without_skipped()
-    stack = read_new(X, model.seen_)
-    named = as_stack(X) if isinstance(X, Stack | FeatureStore) else stack
-    labels, known = read_labels(X, Y, named)
-    picked = np.flatnonzero(known)
-    columns = named.label_space.index(model.classes_)
-    return stack[picked], csr_array(labels[picked][:, columns]), picked
+    return read_known(X, Y, model.seen_)
 
 
 def _base_and_stack(model: Any, stack: Stack) -> dict[str, Predictions]:

@@ -17,7 +17,13 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from stacker._calibration_maps import log_odds
-from stacker._frame_order import in_fitted_order, in_one_order, remember_names
+from stacker._frame_order import (
+    in_fitted_order,
+    in_image_order,
+    in_one_order,
+    index_of,
+    remember_names,
+)
 from stacker._inputs import Matrix, as_rows, check_pairs, check_probs, entry_columns
 from stacker._prior_evidence import LikelihoodEvidence, MomentEvidence
 from stacker._proba_scores import log_loss
@@ -139,6 +145,7 @@ class PriorShift(TransformerMixin, BaseEstimator):
             )
         remember_names(self, proba_source)
         proba_target = in_fitted_order(self, proba_target)
+        groups = in_image_order(groups, index_of(proba_source, Y_source), "groups")
         proba_source, Y_source = in_one_order(proba_source, Y_source)
         source, target = check_probs(proba_source), check_probs(proba_target)
         if source.shape[1] != target.shape[1]:
@@ -343,6 +350,7 @@ class TargetAdapter(BaseEstimator):
         source, from_labels = check_pairs(proba_source, Y_source, owner=type(self).__name__)
         remember_names(self, proba_source)
         proba_target = in_fitted_order(self, proba_target)
+        groups = in_image_order(groups, index_of(proba_target, Y_target), "groups")
         target, to_labels = check_pairs(proba_target, Y_target, owner=type(self).__name__)
         codes = group_codes(groups, target.shape[0])
         self.calibrator_ = self._calibrator().fit(target, to_labels)

@@ -13,9 +13,8 @@ from sklearn.utils.validation import check_is_fitted
 from features.assemble import PairFeatures, parse_bytes
 from features.candidates import Candidates
 from features.numeric import logit, sigmoid
-from features.schema import Stack, as_stack
-from features.store import FeatureStore
-from stacker._align import read_labels, read_new, seen_names
+from features.schema import Stack
+from stacker._align import read_known, read_new, seen_names
 from stacker._base import fit_base
 from stacker._column_rules import CLASS_ID, class_id_pays, monotone_params, without_class_id
 from stacker._frames_out import FrameMixin
@@ -450,13 +449,8 @@ class PairStacker(FrameMixin, BaseEstimator):
     def score(self, X: Any, Y: Any = None, sample_weight: Any = None) -> float:
         """F-beta, with the beta and average that were asked for, of the predicted label sets."""
         check_is_fitted(self, "boosters_")
-        stack = read_new(X, self.seen_)
-        # A store's or a stack's own labels stand in its own order of classes.
-        named = as_stack(X) if isinstance(X, Stack | FeatureStore) else stack
-        labels, known = read_labels(X, Y, named)
-        picked, own = np.flatnonzero(known), named.label_space.index(self.classes_)
-        sets = self.predict(stack[picked])
-        return fbeta_score(labels[picked][:, own], sets, self.beta, self.average)
+        stack, labels, _ = read_known(X, Y, self.seen_)
+        return fbeta_score(labels, self.predict(stack), self.beta, self.average)
 
     def explain(self, X: Any, image: Any, labels: Any = "changed") -> Any:
         """Why labels of an image were added or dropped against the base; see `stacker.explain`.

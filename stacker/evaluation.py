@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -20,7 +20,7 @@ from stacker._bootstrap import (
     interval_of_resampled,
     resampled_map,
 )
-from stacker._frame_order import in_one_order
+from stacker._frame_order import in_image_order, in_one_order, index_of
 from stacker._inputs import check_labels, check_probs, check_same_shape
 from stacker._proba_scores import (
     calibration_curve,
@@ -174,6 +174,7 @@ def bootstrap_fbeta(
     >>> bootstrap_fbeta(Y, Y, [[1, 1], [1, 1]], average="micro").difference > 0
     True
     """
+    groups = in_image_order(groups, index_of(Y, sets_a, sets_b), "groups")
     given = in_one_order(Y, sets_a, sets_b, names=("Y", "sets_a", "sets_b"))
     truth, a, b = map(check_labels, given)
     check_same_shape(truth, a, ("Y", "sets_a"))
@@ -215,6 +216,7 @@ def bootstrap_map(
     >>> bootstrap_map(Y, good, bad, n=50).low >= 0
     True
     """
+    groups = in_image_order(groups, index_of(Y, proba_a, proba_b), "groups")
     Y, proba_a, proba_b = in_one_order(Y, proba_a, proba_b, names=("Y", "proba_a", "proba_b"))
     truth, a, b = check_labels(Y), check_probs(proba_a), check_probs(proba_b)
     check_same_shape(truth, a, ("Y", "proba_a"))
@@ -400,6 +402,8 @@ def score_methods(
     >>> table.gain("f2_micro").difference
     1.0
     """
+    groups = in_image_order(groups, index_of(Y), "groups")
+    methods = {name: _in_order_of(Y, method) for name, method in methods.items()}
     truth = check_labels(Y)
     metrics = {f"f{beta:g}_{average}": average for average in averages}
     scores = _score_frame(truth, methods, metrics, beta=beta, with_map=with_map)
@@ -432,6 +436,13 @@ def score_methods(
         n_images=truth.shape[0],
         n_groups=len(np.unique(group_codes(groups, truth.shape[0]))),
     )
+
+
+def _in_order_of(Y: Any, method: Predictions) -> Predictions:
+    """Predictions whose frames stand in the order of the labels."""
+    proba = in_one_order(Y, method.proba)[1]
+    sets = {average: in_one_order(Y, own)[1] for average, own in method.sets.items()}
+    return replace(method, proba=proba, sets=sets)
 
 
 def _fixed_seed(random_state: int | None) -> int:

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from features.numeric import logit, sigmoid
-from features.schema import Stack, as_stack
-from features.store import FeatureStore
-from stacker._align import read_labels, read_new
+from features.schema import Stack
+from stacker._align import read_known, read_new
 from stacker.blend import weighted_log_loss
 from stacker.fbeta import fbeta_score
 
@@ -348,14 +347,11 @@ def _labelled(
     model: Any, X: Any, Y: Any, max_images: int, rng: np.random.Generator
 ) -> tuple[Stack, Any]:
     """Pick some labelled images, labels in the model's order of classes."""
-    stack = read_new(X, model.seen_)
-    named = as_stack(X) if isinstance(X, Stack | FeatureStore) else stack
-    labels, known = read_labels(X, Y, named)
-    picked = np.flatnonzero(known)
-    if len(picked) > max_images:
-        picked = np.sort(rng.choice(picked, max_images, replace=False))
-    own = named.label_space.index(model.classes_)
-    return stack[picked], labels[picked][:, own]
+    stack, labels, _ = read_known(X, Y, model.seen_)
+    if len(stack) <= max_images:
+        return stack, labels
+    picked = np.sort(rng.choice(len(stack), max_images, replace=False))
+    return stack[picked], labels[picked]
 
 
 def _scores(model: Any, labels: Any, proba: Float) -> tuple[float, float]:

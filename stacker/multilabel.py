@@ -231,6 +231,9 @@ class StackingMultilabelClassifier(ClassifierMixin, _BaseComposition):
             raise ValueError("sample_weight must be None: F-beta of label sets has no weights.")
         final = self.final_estimator_
         beta, average = getattr(final, "beta", 2.0), getattr(final, "average", "samples")
+        y = as_pandas(y)
+        if isinstance(y, pd.DataFrame) and set(y.columns) == set(self.classes_):
+            y = y[self.classes_]
         return fbeta_score(check_labels(y), self.predict(X), beta, average)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:

@@ -19,12 +19,14 @@ from stacker.blend import EnsembleSelection, LogisticBlend
 from stacker.calibration import ProbabilityCalibrator, reliability_curve
 from stacker.curate import hard_examples
 from stacker.evaluation import (
+    Predictions,
     bootstrap_fbeta,
     bootstrap_map,
     evaluate_sets,
     log_loss,
     mean_average_precision,
     score_by_bin,
+    score_methods,
 )
 
 IDS = [f"image{i}" for i in range(60)]
@@ -219,3 +221,60 @@ def test_blends_match_frames_by_name(case, blend):
     )
     with pytest.raises(ValueError, match="Y is missing"):
         blend().fit(X, None)
+
+
+def test_labels_without_names_stand_in_the_order_of_classes_of_x(case):
+    """New frames with other column order: an array of labels was read in the order of training."""
+    proba, Y, other, other_Y = case
+    model = PairStacker(cv=3, blocks=("logits",), random_state=0, n_jobs=1)
+    X, turned = ({"m": p, "n": p**2} for p in (proba, other))
+    wanted = model.fit(X, Y).score(X, Y)
+    assert model.score(turned, other_Y) == wanted
+    assert model.score(turned, other_Y.to_numpy()) == wanted
+    found = evaluate(model, turned, other_Y.to_numpy(), n=20).table.scores
+    assert found.loc["stack", "f2_samples"] == wanted
+
+
+def test_groups_in_a_series_follow_its_index_in_adapters_and_intervals(case):
+    """A Series of groups sorted otherwise than the images gave them other images' groups."""
+    proba, Y, *_ = case
+    groups = pd.Series(np.repeat(np.arange(20), 3), index=IDS)
+    turned = groups.sample(frac=1, random_state=0)
+    sets = (proba > 0.5).astype(int), (proba > 0.7).astype(int)
+    for score in (
+        lambda g: PriorShift().fit(proba, Y, proba, groups=g).spread_,
+        lambda g: bootstrap_fbeta(Y, *sets, g, n=20),
+        lambda g: bootstrap_fbeta(Y, *sets, g, average="macro", n=20),
+        lambda g: bootstrap_map(Y, proba, proba**2 * sets[0], g, n=20),
+    ):
+        assert score(turned) == score(groups.to_numpy())
+    adapted = [TargetAdapter(random_state=0).fit(proba, Y, proba, Y, g) for g in (groups, turned)]
+    np.testing.assert_equal(*(own.decision_.cv_results_ for own in adapted))
+
+
+def test_methods_are_scored_with_their_frames_in_the_order_of_the_labels(case):
+    """Label sets and probabilities of other order were scored against other images."""
+    proba, Y, other, _ = case
+    tables = [
+        score_methods(
+            Y,
+            {
+                "mean": Predictions("Mean", p, {"samples": (p > 0.5).astype(int)}, is_blend=True),
+                "stack": Predictions("Stack", proba, {"samples": (proba > 0.4).astype(int)}),
+            },
+            averages=["samples"],
+            n=20,
+        )
+        for p in (proba, other)
+    ]
+    assert tables[0].to_dict() == tables[1].to_dict()
+
+
+def test_a_multilabel_stack_scores_a_frames_columns_by_name(case):
+    """Labels whose columns stand in another order were scored as other classes."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    proba, Y, *_ = case
+    near = KNeighborsClassifier(3)
+    model = StackingMultilabelClassifier([("near", near)], near, cv=2).fit(proba, Y)
+    assert model.score(proba, Y[CLASSES[::-1]]) == model.score(proba, Y) > 0.3
