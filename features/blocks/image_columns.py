@@ -134,7 +134,7 @@ def _fit_metadata(train: Training) -> State:
     frame = by_name(frame, names, "metadata")
     numeric = [name for name in names if pd.api.types.is_numeric_dtype(frame[name])]
     categories = {
-        name: sorted(frame[name].dropna().astype(str).unique().tolist())
+        name: sorted(_texts(frame[name]).dropna().unique().tolist())
         for name in names
         if name not in numeric
     }
@@ -166,10 +166,13 @@ def _numbers(column: "pd.Series[Any]") -> Float:
 
 def _places(column: "pd.Series[Any]", known: list[str]) -> Float:
     """Place of each value among the training categories, -1 where missing or never seen."""
-    text = column.astype(object).where(column.notna(), None).map(str, na_action="ignore")
-    return (
-        pd.Index(known, dtype=object).get_indexer(pd.Index(text, dtype=object)).astype(np.float32)
-    )
+    text = pd.Index(_texts(column), dtype=object)
+    return pd.Index(known, dtype=object).get_indexer(text).astype(np.float32)
+
+
+def _texts(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Values as texts, None where missing: a date by itself reads otherwise than in a column."""
+    return column.astype(object).where(column.notna(), None).map(str, na_action="ignore")
 
 
 IMAGE_STATS = Block(

@@ -206,7 +206,7 @@ def fit_scores(values: Float) -> Projection:
     values : float32 array of shape (n_images, n_features)
     """
     levels = np.linspace(0, 1, min(N_KNOTS, len(values)))
-    knots = np.quantile(values, levels, axis=0, method="nearest").astype(np.float32)
+    knots = np.stack([_quantiles(column, levels) for column in values.T], axis=1)
     scores = normal_scores(values, knots)
     fitted = fit_space(scores, n_dimensions=DIMENSIONS - N_LIFT)
     with blas_on_one_thread():
@@ -214,6 +214,14 @@ def fit_scores(values: Float) -> Projection:
     squared = np.mean(np.sum(projected.astype(np.float64) ** 2, axis=1))
     scale = np.float32(np.sqrt(values.shape[1] / max(squared, 1e-12)))
     return Projection(fitted.mean, fitted.axes * scale, fitted.columns, knots)
+
+
+def _quantiles(column: Float, levels: NDArray[np.float64]) -> Float:
+    """Quantiles of the values that are there, float32 (n_levels,); zeros where none is."""
+    there = column[np.isfinite(column)]
+    if not len(there):
+        return np.zeros(len(levels), dtype=np.float32)
+    return np.quantile(there, levels, method="nearest").astype(np.float32)
 
 
 def normal_scores(values: Float, knots: Float) -> Float:

@@ -97,6 +97,8 @@ def test_numbers_and_categories_of_the_user(example):
         (pd.Categorical(["b", "a", "b", None]), [1, 0, 1, -1]),
         (pd.array(["x", None, "y", "x"], dtype="string"), [0, -1, 1, 0]),
         ([1, "a", 2.5, "a"], [0, 2, 1, 2]),
+        (pd.to_datetime(["2021-05-05", None, "2020-01-01", "2021-05-05"]), [1, -1, 0, 1]),
+        (pd.to_timedelta(["1 days", None, "2 days", "1 days"]), [0, -1, 1, 0]),
     ],
 )
 def test_any_kind_of_column_becomes_numbers(column, expected, stream):

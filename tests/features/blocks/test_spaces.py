@@ -69,6 +69,23 @@ def test_normal_scores_are_the_normal_quantiles_of_mid_ranks():
     np.testing.assert_allclose(normal_scores(values, knots)[:, 0], expected, atol=1e-6)
 
 
+def test_a_missing_statistic_takes_no_others_with_it(rng):
+    """One NaN made every quantile of its column NaN, and all images alike in it."""
+    values = rng.lognormal(size=(200, 3)).astype(np.float32)
+    holed = values.copy()
+    holed[7, 0], holed[9, 0], holed[:, 2] = np.nan, np.inf, np.nan
+    found = fit_scores(holed)
+    there = np.delete(np.arange(200), [7, 9])
+    np.testing.assert_array_equal(found.knots[:, 1], fit_scores(values).knots[:, 1])
+    np.testing.assert_allclose(
+        normal_scores(holed, found.knots)[there, 0],
+        normal_scores(values, fit_scores(values[there]).knots)[there, 0],
+        atol=0.1,
+    )
+    assert not normal_scores(holed, found.knots)[[7, 9], 0].any()
+    assert np.isfinite(found.axes).all()
+
+
 def test_similarity_of_statistics_falls_with_their_distance(rng):
     """Without the lift two images far out in one direction would count as the same."""
     values = rng.lognormal(size=(400, 6)).astype(np.float32)
