@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 
+from features.candidates import Candidates
 from features.schema import Stack
 from features.store import FeatureStore
 from stacker._align import is_unnamed, read_labels, read_stack
@@ -125,3 +126,12 @@ def _check_weight(sample_weight: ArrayLike | None, n_images: int) -> NDArray[np.
 
 def _take(values: Any, picked: NDArray[np.intp]) -> NDArray[Any] | None:
     return None if values is None else np.asarray(values)[picked]
+
+
+def labels_of(candidates: Candidates, labels: csr_array) -> NDArray[np.float32]:
+    """Label of each row, 0 or 1, float32 (n_rows,)."""
+    n_classes = labels.shape[1]
+    true = labels.tocoo()
+    keys = np.sort(true.row.astype(np.int64) * n_classes + true.col)
+    rows = candidates.row_image.astype(np.int64) * n_classes + candidates.classes
+    return np.isin(rows, keys, kind="sort").astype(np.float32)

@@ -12,6 +12,7 @@ from scipy.sparse import csr_array
 from features.numeric import logit, sigmoid
 from stacker._base import fit_base
 from stacker._column_rules import monotone_params
+from stacker._proba import cells, join_rows, values_of
 from stacker._rounds import SHRINKAGES
 from stacker._tuning_space import Settings
 from stacker.blend import weighted_log_loss
@@ -54,6 +55,7 @@ class TuningData:
     rows : Rows
     labels : csr_array of shape (n_images, n_classes)
     groups : array of shape (n_images,) or None
+    base_proba : float32 array of shape (n_images, n_classes), or CSR array of a top-k stack
     objective : {"fbeta", "log_loss"}
     """
 
@@ -63,7 +65,7 @@ class TuningData:
         rows: Rows,
         labels: csr_array,
         groups: NDArray[Any] | None,
-        base_proba: NDArray[np.float32],
+        base_proba: Any,
         *,
         objective: str,
     ) -> None:
@@ -131,8 +133,9 @@ class TuningData:
         if name not in self.bases:
             rows = self.rows
             _, base, start = fit_base(name, rows.stack, self.labels, rows.fold)
-            at = rows.image, rows.cls
-            self.bases[name] = (base, logit(base[at]), logit(start[at]))
+            at = cells(base, rows.image, rows.cls)
+            logits = (logit(values_of(part)[at]) for part in (base, start))
+            self.bases[name] = (base, *logits)
         found = self.bases[name]
         if name != self.start_name:
             self.start_name = name
@@ -160,7 +163,7 @@ class TuningData:
         held_out: NDArray[np.intp],
         base: NDArray[np.float32],
         raw: NDArray[np.float32],
-        proba: NDArray[np.float32],
+        proba: Any,
         fold: int,
     ) -> float:
         """Score each half of a fold with what the other half chose."""
@@ -172,24 +175,25 @@ class TuningData:
             chosen = _best_moment(base, raw, rows.label[held_out], second != half)
             own = second == half
             moved = base[own] + np.float32(chosen[1]) * raw[chosen[0]][own]
-            out[image[own], rows.cls[held_out][own]] = sigmoid(moved)
+            values_of(out)[cells(out, image[own], rows.cls[held_out][own])] = sigmoid(moved)
         images = np.flatnonzero(rows.fold == fold)
         if self.objective == "log_loss":
-            at = image, rows.cls[held_out]
-            loss = weighted_log_loss(logit(out[at]), rows.label[held_out])
+            moved = logit(values_of(out)[cells(out, image, rows.cls[held_out])])
+            loss = weighted_log_loss(moved, rows.label[held_out])
             return -loss * len(held_out) / len(images)
         return self._fbeta(out, images)
 
-    def _fbeta(self, out: NDArray[np.float32], images: NDArray[np.intp]) -> float:
-        sets = np.zeros((len(images), out.shape[1]), dtype=np.int8)
-        for half in (False, True):
-            own = self.half[images] == half
-            if own.all() or not own.any():
-                own = np.ones(len(images), dtype=bool)
-            learn = images[~own] if not own.all() else images
+    def _fbeta(self, out: Any, images: NDArray[np.intp]) -> float:
+        half = self.half[images]
+        both = half.any() and not half.all()
+        sets, places = [], []
+        for own in (half, ~half) if both else (np.ones(len(images), dtype=bool),):
+            learn = images[~own] if both else images
             rule = self._rule().fit(out[learn], self.labels[learn])
-            sets[own] = rule.predict(out[images[own]])
-        return fbeta_score(self.labels[images], sets, self.model.beta, self.model.average)
+            sets.append(rule.predict(out[images[own]]))
+            places.append(np.flatnonzero(own))
+        together = join_rows(sets, places)
+        return fbeta_score(self.labels[images], together, self.model.beta, self.model.average)
 
     def _rule(self) -> FBetaDecision:
         if self.model.decision != "auto" and self.model.decision.strategy != "auto":

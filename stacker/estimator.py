@@ -11,7 +11,6 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from features.assemble import PairFeatures, parse_bytes
-from features.candidates import Candidates
 from features.numeric import logit, sigmoid
 from features.schema import Stack
 from stacker._align import read_known, read_new, seen_names
@@ -22,7 +21,7 @@ from stacker._proba import cells, join_rows, spread_rows, values_of
 from stacker._rounds import Stages, choose_stages
 from stacker._saving import libraries, model_tree, restore_model
 from stacker._training_folds import feature_folds
-from stacker._training_set import TrainingSet, read_training_set
+from stacker._training_set import TrainingSet, labels_of, read_training_set
 from stacker.blend import BLENDS
 from stacker.boosters import BOOSTERS, FoldFit, Rows
 from stacker.decision import FBetaDecision
@@ -117,6 +116,8 @@ class PairStacker(FrameMixin, BaseEstimator):
     (60, 4)
     """
 
+    study_: Any = None
+
     def __init__(
         self,
         booster: str | tuple[str, ...] = "lightgbm",
@@ -181,6 +182,8 @@ class PairStacker(FrameMixin, BaseEstimator):
             Itself.
         """
         self._check_params()
+        for name in self.__dict__.pop("_tuned", ()):  # in an earlier fit
+            self.__dict__.pop(name, None)
         seed = self.random_state or 0
         train = read_training_set(
             X, Y, groups, classes, sample_weight, cv=self.cv, random_state=seed
@@ -195,7 +198,8 @@ class PairStacker(FrameMixin, BaseEstimator):
 
         best = tune_known(self, train, n_trials=self.n_trials)
         best._fit_known(train)
-        for name in [name for name in vars(best) if name.endswith("_")]:
+        self._tuned = [name for name in vars(best) if name.endswith("_")]
+        for name in self._tuned:
             setattr(self, name, getattr(best, name))
         return self
 
@@ -271,7 +275,7 @@ class PairStacker(FrameMixin, BaseEstimator):
             fine,
             image,
             cls,
-            label=_labels_of(found, labels),
+            label=labels_of(found, labels),
             base=logit(values_of(base)[at]),
             start=logit(values_of(start)[at]),
             weight=None if train.weight is None else train.weight[image],
@@ -496,12 +500,3 @@ class PairStacker(FrameMixin, BaseEstimator):
         tags.target_tags.multi_output = True
         tags.target_tags.single_output = False
         return tags
-
-
-def _labels_of(candidates: Candidates, labels: csr_array) -> NDArray[np.float32]:
-    """Label of each row, 0 or 1, float32 (n_rows,)."""
-    n_classes = labels.shape[1]
-    true = labels.tocoo()
-    keys = np.sort(true.row.astype(np.int64) * n_classes + true.col)
-    rows = candidates.row_image.astype(np.int64) * n_classes + candidates.classes
-    return np.isin(rows, keys, kind="sort").astype(np.float32)

@@ -67,7 +67,7 @@ def tune(
     n_trials : int, default 50
         Finished trials (pruned ones count) after which to stop; those of a resumed study count.
     timeout : float, optional
-        Seconds after which no further trial starts.
+        Seconds after which no further trial starts; the first always runs to its end.
     storage : str, optional
         Where the study lives: a journal file, or SQLite by a name that ends in ``.db``. Given
         again it goes on where it stopped; several processes may work on it at the same time.
@@ -220,7 +220,11 @@ def _run(
 ) -> None:
     import optuna
 
-    while len(_finished(study)) < n_trials and (stop is None or time.monotonic() < stop):
+    while len(_finished(study)) < n_trials:
+        # Without a finished trial there is nothing to choose from: the first one always runs.
+        late = stop is not None and time.monotonic() >= stop
+        if late and any(t.state.name == "COMPLETE" for t in _finished(study)):
+            return
         # A sampler for each trial, seeded by its number: a resumed study draws what an
         # uninterrupted one would have drawn.
         number = len([t for t in _alive(study) if t.state.name != "WAITING"])

@@ -10,6 +10,7 @@ import numpy as np
 import optuna
 import pandas as pd
 import pytest
+from scipy.sparse import csr_array
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from features import Stack
@@ -231,3 +232,41 @@ def test_bad_arguments_are_named(params, options, message, part):
     """A wrong argument must say what would be right."""
     with pytest.raises(ValueError, match=message):
         tune(small(**params), part[0], part[1], **options)
+
+
+@pytest.mark.parametrize("objective", ["fbeta", "log_loss"])
+@pytest.mark.parametrize("booster", ["lightgbm", "xgboost"])
+def test_a_top_k_stack_is_tuned_as_its_dense_twin(booster, objective, part):
+    """Tuning indexed out-of-fold probabilities as an array; every class held, it is the same."""
+    stack, labels, groups = part
+    probs = {m: np.maximum(p, np.float32(1e-4)) for m, p in stack.probabilities.items()}
+    scores = [
+        tune(
+            small(booster=booster, base="selection"),
+            Stack({m: form(p) for m, p in probs.items()}),
+            labels,
+            groups,
+            n_trials=2,
+            objective=objective,
+        ).trials_["value"]
+        for form in (np.asarray, csr_array)
+    ]
+    np.testing.assert_allclose(scores[0], scores[1], rtol=1e-4)
+
+
+def test_a_fit_without_trials_forgets_those_of_an_earlier_one(part):
+    """The model's folder and report showed trials that had nothing to do with it."""
+    stack, labels, _ = part
+    model = small(n_trials=1).fit(stack, labels)
+    assert len(model.study_.trials) == len(model.trials_) == 1
+    model.set_params(n_trials=0).fit(stack, labels)
+    assert model.study_ is None
+    assert not hasattr(model, "trials_")
+    found = tune(small(), stack, labels, n_trials=1).fit(stack, labels)
+    assert len(found.trials_) == 1
+
+
+def test_one_trial_runs_however_short_the_time(part):
+    """Where rows took longer than the limit, Optuna said that no trials are completed yet."""
+    best = tune(small(), part[0], part[1], n_trials=5, timeout=0)
+    assert best.trials_["state"].tolist() == ["complete"]
