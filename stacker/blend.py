@@ -144,8 +144,10 @@ class EnsembleSelection(BaseEstimator):
         Raises
         ------
         ValueError
-            For another scoring.
+            For another scoring, and for no rounds.
         """
+        if not self.n_rounds >= 1:
+            raise ValueError(f"n_rounds must be at least 1. Got {self.n_rounds!r} instead.")
         if self.scoring not in ("log_loss", "fbeta"):
             raise ValueError(
                 f"The 'scoring' parameter must be 'log_loss' or 'fbeta'. Got {self.scoring!r}."

@@ -181,3 +181,9 @@ def test_shrinkage_must_be_positive(noisy):
     """Without a prior a class without positives has no finite weights."""
     with pytest.raises(ValueError, match="shrinkage must be above 0"):
         LogisticBlend(shrinkage=0).fit(*noisy)
+
+
+def test_selection_without_rounds_is_refused(noisy):
+    """No votes made every weight, and every prediction, NaN."""
+    with pytest.raises(ValueError, match="n_rounds must be at least 1"):
+        EnsembleSelection(n_rounds=0).fit(*noisy)
