@@ -102,16 +102,16 @@ def _matrix_of_lists(Y: Iterable[Iterable[str]], names: NDArray[np.str_]) -> spa
 
 
 def _binary_csr(Y: Any) -> sparse.csr_array:
-    values = Y if sparse.issparse(Y) else np.asarray(Y)
+    values: Any = Y.tocsr(copy=True) if sparse.issparse(Y) else np.asarray(Y)
     if values.ndim != 2:
         raise ValueError(f"Y must have shape (n_images, n_classes); got {values.shape}")
-    data = values.data if sparse.issparse(values) else values
-    data = np.asarray(data)
+    if sparse.issparse(values):
+        values.sum_duplicates()  # an entry that is stored twice is a 2
+    data = np.asarray(values.data if sparse.issparse(values) else values)
     if data.dtype.kind not in "biuf" or not ((data == 0) | (data == 1)).all():
         wrong = data[(data != 0) & (data != 1)] if data.dtype.kind in "biuf" else data
         raise ValueError(f"Y must hold 0 and 1 only; found {wrong.reshape(-1)[:3].tolist()}")
-    matrix = sparse.csr_array(values, dtype=np.int8, copy=sparse.issparse(values))
+    matrix = sparse.csr_array(values, dtype=np.int8)
     matrix.eliminate_zeros()
-    matrix.sum_duplicates()
     matrix.sort_indices()
     return matrix

@@ -1,5 +1,6 @@
 """Folds of images that keep groups of images (one artist, one series) together."""
 
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -44,19 +45,46 @@ def make_splits(
     random_state : int or None
         Seed of the folds when `cv` is a number.
     """
-    if hasattr(cv, "split"):
+    if hasattr(cv, "split") and not isinstance(cv, str):
         # Splitters stratify by a vector at most: they get the number of labels.
         n_labels = np.diff(labels.indptr)
-        return _grouped(list(cv.split(np.zeros((probs.shape[0], 1)), n_labels, codes)), codes)
-    fold = np.asarray(cv) if np.ndim(cv) == 1 else _random_folds(codes, cv, random_state)
-    if fold.shape != (probs.shape[0],):
+        splits = list(cv.split(np.zeros((probs.shape[0], 1)), n_labels, codes))
+        return _grouped(_apart(splits), codes)
+    if isinstance(cv, Real):
+        return _held_out(_random_folds(codes, cv, random_state))
+    return _grouped(_apart(_held_out(_named_folds(cv, probs.shape[0]))), codes)
+
+
+def _named_folds(cv: Any, n_images: int) -> NDArray[Any]:
+    """Read the fold of each image, a whole number."""
+    try:
+        fold = np.asarray(cv)
+    except ValueError:  # lists of different lengths
+        fold = np.empty(0, dtype=object)
+    numbers = fold.ndim == 1 and fold.dtype.kind in "iuf"
+    if not numbers or fold.shape != (n_images,) or (fold != np.floor(fold)).any():
         raise ValueError(
-            f"cv must name the fold of each image: shape ({probs.shape[0]},), however: "
-            f"cv.shape={fold.shape}."
+            f"The 'cv' parameter must be a number of folds, a splitter, or name the fold of each "
+            f"image by a whole number: shape ({n_images},), however: {type(cv).__name__}, "
+            f"cv.shape={fold.shape}, {fold.dtype}."
         )
+    return fold
+
+
+def _held_out(fold: NDArray[Any]) -> list[Split]:
+    """Each fold held out from the rest."""
     folds = np.unique(fold[fold >= 0])
-    splits = [(np.flatnonzero(fold != f), np.flatnonzero(fold == f)) for f in folds]
-    return _grouped(splits, codes)
+    return [(np.flatnonzero(fold != f), np.flatnonzero(fold == f)) for f in folds]
+
+
+def _apart(splits: list[Split]) -> list[Split]:
+    """Refuse splits that have nothing to learn from, or nothing to try it on."""
+    if not splits or not all(len(train) and len(test) for train, test in splits):
+        raise ValueError(
+            f"The 'cv' parameter must make at least two folds, each with images; there is "
+            f"nothing to learn from or nothing held out in one of {len(splits)}."
+        )
+    return splits
 
 
 def _grouped(splits: list[Split], codes: NDArray[np.intp]) -> list[Split]:
@@ -83,7 +111,7 @@ def fold_of_images(
 
 
 def _random_folds(
-    codes: NDArray[np.intp], n_folds: int, random_state: int | None
+    codes: NDArray[np.intp], n_folds: Any, random_state: int | None
 ) -> NDArray[np.intp]:
     """Whole groups to folds of like size, the largest groups first."""
     if int(n_folds) != n_folds or n_folds < 2:

@@ -369,6 +369,7 @@ def test_label_frames_are_realigned_to_image_ids():
     ("labels", "message"),
     [
         ([[0, 2]], "must hold 0 and 1 only; found"),
+        (sparse.coo_array(([1, 1], ([0, 0], [1, 1])), (1, 2)), r"0 and 1 only; found \[2\]"),
         (np.array([[0.5, 0]]), "must hold 0 and 1 only"),
         (np.array([[np.nan, 0]]), "must hold 0 and 1 only"),
         (sparse.csr_array(np.array([[3, 0]])), "must hold 0 and 1 only"),
@@ -385,3 +386,11 @@ def test_labels_that_are_none_are_refused(labels, message):
     """Label matrices with other values would silently be cut to 0 and 1."""
     with pytest.raises(ValueError, match=message):
         as_label_matrix(labels, classes=["a", "b"], n_images=1)
+
+
+@pytest.mark.parametrize("form", ["bsr", "coo", "csc", "csr", "dia", "dok", "lil"])
+def test_labels_of_every_sparse_form_are_read(form):
+    """Not every form keeps its values in one array, and the caller's is not changed."""
+    given = sparse.csr_array(np.array([[1, 0], [0, 0]])).asformat(form)
+    matrix = as_label_matrix(given, classes=["a", "b"], n_images=2)
+    assert matrix.toarray().tolist() == given.toarray().tolist() == [[1, 0], [0, 0]]

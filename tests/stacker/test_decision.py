@@ -253,7 +253,11 @@ def test_wrong_input_is_refused_with_its_place(probs, Y, message):
         ({"shrinkage": -0.5}, "'shrinkage'"),
         ({"class_groups": ["a"]}, "class_groups"),
         ({"cv": 1}, "'cv'"),
-        ({"cv": [0, 1]}, "cv must name the fold"),
+        ({"cv": [0, 1]}, "or name the fold of each image by a whole number: shape"),
+        ({"cv": "store"}, "a number of folds, a splitter, or name the fold"),
+        ({"cv": [([0], [1]), ([1], [0, 2])]}, "a number of folds, a splitter, or name the fold"),
+        ({"cv": np.zeros(20, int)}, "must make at least two folds, each with images"),
+        ({"cv": np.full(20, -1)}, "must make at least two folds"),
     ],
 )
 def test_wrong_parameters_are_named(parameters, message, simulate):
