@@ -64,7 +64,8 @@ def _positive_blend(train: Training, images: NDArray[np.int64]) -> np.ndarray:
     """Sum of the blended p over each class's positives, float64 (n_classes,)."""
     pairs = train.labels[images].tocoo()
     probs = pair_values(train.blend, images[pairs.row], pairs.col)
-    return np.bincount(pairs.col, weights=probs, minlength=len(train.space))
+    sums = np.bincount(pairs.col, weights=probs, minlength=len(train.space))
+    return sums.astype(np.float64)  # of nothing numpy makes integers
 
 
 def _columns_sum(matrix: object) -> np.ndarray:

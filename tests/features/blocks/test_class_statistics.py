@@ -4,8 +4,11 @@ import math
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 
+from features.assemble import PairFeatures
 from features.blocks.class_statistics import SHRINKAGE
+from features.schema import Stack
 
 
 def shrunk(total, count, all_total, all_count):
@@ -64,3 +67,14 @@ def test_similarity_is_the_cosine_to_the_mean_positive(example, space):
             expected = query[i] @ centre / max(np.linalg.norm(centre), 1e-12)
             # The centroid is rounded to int8: up to half a step of its largest entry.
             assert got[i, c] == pytest.approx(expected, abs=0.01)
+
+
+def test_a_first_fold_without_any_label_is_counted_as_one(stream):
+    """Sums over no labels came as integers, and those of the other folds could not be added."""
+    stack = Stack({"m": np.array([[0.25, 0.5], [0.75, 0.5], [0.5, 0.5]], dtype=np.float32)})
+    labels = csr_array(np.array([[0, 0], [1, 0], [0, 1]], dtype=np.int8))
+    features = PairFeatures(("class_prior",), None).fit(stack, labels, np.arange(3))
+    table = stream(features, stack, np.arange(3))
+    assert table["positives:class"].tolist() == [1, 1, 0, 1, 1, 0]
+    # The more probable class comes first: its positive has 0.5, the other's 0.75.
+    assert table["p_positive:class"][:2] == pytest.approx([0.625 - 0.125 / 6, 0.625 + 0.125 / 6])
