@@ -184,13 +184,10 @@ class PairStacker(FrameMixin, BaseEstimator):
         self._check_params()
         for name in self.__dict__.pop("_tuned", ()):  # in an earlier fit
             self.__dict__.pop(name, None)
-        seed = self.random_state or 0
         train = read_training_set(
-            X, Y, groups, classes, sample_weight, cv=self.cv, random_state=seed
+            X, Y, groups, classes, sample_weight, cv=self.cv, random_state=self.random_state or 0
         )
-        if self.n_trials:
-            return self._fit_tuned(train)
-        return self._fit_known(train)
+        return self._fit_tuned(train) if self.n_trials else self._fit_known(train)
 
     def _fit_tuned(self, train: TrainingSet) -> "PairStacker":
         """Tune, then fit what was found; parameters stay as they were given."""
