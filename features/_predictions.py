@@ -26,6 +26,7 @@ __all__ = [
     "load_array",
     "model_name",
     "read_predictions",
+    "read_vectors",
 ]
 
 # A DataFrame where the file names images or classes; else an array in the order of the file.
@@ -76,6 +77,37 @@ def read_predictions(path: str | Path, id_column: str | None = None) -> dict[str
     >>> {name: values.shape for name, values in read_predictions(path).items()}
     {'se101': (3, 2)}
     """
+    file, key, found = _read(path, id_column)
+    return _models_of(found, file, key) if isinstance(found, dict) else {model_name(file): found}
+
+
+def read_vectors(path: str | Path, id_column: str | None = None) -> Predictions:
+    """Read the one array (image, dimension) of a file, as `read_predictions` reads probabilities.
+
+    Names of classes in the file are those of other arrays; names of rows are those of this one.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "se101.npz"
+    >>> np.savez(path, vectors=np.zeros((2, 3)), image_id=["i", "j"])
+    >>> read_vectors(path).index.tolist()
+    ['i', 'j']
+    """
+    file, key, found = _read(path, id_column)
+    if not isinstance(found, dict):
+        return found
+    chosen = _chosen(found, file, key)
+    if len(chosen) > 1:
+        raise ValueError(f"{file} holds the arrays {chosen}: take one of them, FILE:KEY.")
+    where = f"{file}: array {chosen[0]!r}"
+    return _named(_checked(found[chosen[0]], file), _first(found, ID_NAMES), None, where)
+
+
+def _read(
+    path: str | Path, id_column: str | None
+) -> tuple[Path, str | None, Predictions | dict[str, NDArray[Any]]]:
+    """Give the file, the key behind it, and a table, an array or the file's arrays."""
     file, key = _split_key(path)
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}")
@@ -83,13 +115,12 @@ def read_predictions(path: str | Path, id_column: str | None = None) -> dict[str
     if suffix in TABLES:
         read: Any = CsvReader if suffix == ".csv" else ParquetReader
         column = id_column or id_column_of(file)
-        return {model_name(file): numbers(read(column)(file), file, column)}
+        return file, key, numbers(read(column)(file), file, column)
     if suffix == ".npy":
-        return {model_name(file): _checked(load_array(file), file)}
+        return file, key, _checked(load_array(file), file)
     if suffix not in ARRAYS:
         raise ValueError(f"{file}: predictions are read from {[*TABLES, *ARRAYS]} files.")
-    arrays = _read_npz(file) if suffix == ".npz" else _read_hdf5(file)
-    return _models_of(arrays, file, key)
+    return file, key, _read_npz(file) if suffix == ".npz" else _read_hdf5(file)
 
 
 def id_column_of(path: Path) -> str:
@@ -218,12 +249,7 @@ def _models_of(
     arrays: Mapping[str, NDArray[Any]], path: Path, key: str | None
 ) -> dict[str, Predictions]:
     ids, classes = _first(arrays, ID_NAMES), _first(arrays, CLASS_NAMES)
-    if key is not None and key not in arrays:
-        raise ValueError(f"{path} has no array {key!r}; it has {sorted(arrays)}.")
-    chosen = [key] if key is not None else [k for k, v in arrays.items() if np.ndim(v) == 2]
-    if not chosen:
-        shapes = {k: v.shape for k, v in arrays.items()}
-        raise ValueError(f"{path} holds no two-dimensional array; it has {shapes}.")
+    chosen = _chosen(arrays, path, key)
     alone = key is None and len(chosen) == 1
     names = [model_name(path)] if alone else _names_of_keys(chosen)
     found: dict[str, Predictions] = {}
@@ -234,6 +260,19 @@ def _models_of(
         else:
             found[name] = _named(values, ids, classes, f"{path}: array {array!r}")
     return found
+
+
+def _chosen(arrays: Mapping[str, NDArray[Any]], path: Path, key: str | None) -> list[str]:
+    """Keys of the arrays to read: the one asked for, or all with two dimensions."""
+    if key is not None and key not in arrays:
+        raise ValueError(f"{path} has no array {key!r}; it has {sorted(arrays)}.")
+    if key is not None:
+        return [key]
+    chosen = [k for k, v in arrays.items() if np.ndim(v) == 2]
+    if not chosen:
+        shapes = {k: v.shape for k, v in arrays.items()}
+        raise ValueError(f"{path} holds no two-dimensional array; it has {shapes}.")
+    return chosen
 
 
 def _names_of_keys(keys: list[str]) -> list[str]:

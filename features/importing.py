@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from features import _checks as checks
+from features._context_files import Images, read_statistics, read_vectors_of
 from features._label_files import LabelFile, read_label_file, read_names
 from features._order_checks import exchanged_columns, fit_of_labels, is_ordered
 from features._predictions import (
@@ -28,7 +29,7 @@ from features.folds import make_folds
 from features.numeric import sigmoid
 from features.store import FeatureStore
 
-__all__ = ["find_files", "import_predictions", "read_predictions"]
+__all__ = ["find_context_files", "find_files", "import_predictions", "read_predictions"]
 
 # Values no further outside [0, 1] are rounding, not logits.
 ROUNDING = 1e-3
@@ -92,6 +93,26 @@ def find_files(
     return _by_name(first), _by_name(second)
 
 
+def find_context_files(given: Sequence[str]) -> dict[str, list[str]]:
+    """Files of embeddings or logits by name: that of the labelled images, then that of the test.
+
+    Parameters
+    ----------
+    given : sequence of str
+        As in `find_files`.
+
+    Examples
+    --------
+    >>> find_context_files(["x/se101_test.npy", "x/se101_train.npy"])
+    {'se101': ['x/se101_train.npy', 'x/se101_test.npy']}
+    """
+    found = _expand(given)
+    first = _by_name([(name, path) for name, path in found if not is_test_file(path)])
+    second = _by_name([(name, path) for name, path in found if is_test_file(path)])
+    names = list({**first, **second})
+    return {name: [files[name] for files in (first, second) if name in files] for name in names}
+
+
 def _expand(given: Sequence[str]) -> list[tuple[str, str]]:
     found = []
     for item in given:
@@ -128,6 +149,9 @@ def import_predictions(
     image_ids: str | Path | Sequence[str] | None = None,
     test_ids: str | Path | Sequence[str] | None = None,
     metadata: str | Path | None = None,
+    embeddings: Mapping[str, Any] | None = None,
+    imagenet_logits: Mapping[str, Any] | None = None,
+    image_stats: Any = None,
     id_column: str | None = None,
     label_column: str | None = None,
     logits: bool = False,
@@ -153,6 +177,12 @@ def import_predictions(
     metadata : path, optional
         CSV of ids and any columns; ``split_group`` and ``fold`` are taken as such. Without
         folds of your own five are made, which part no split group.
+    embeddings, imagenet_logits : mapping of name to path, array or DataFrame, or a list, optional
+        A vector for each image, (n_images, dim), 1,000 logits. Rows with ids are matched by them;
+        rows without are those of the labelled images, then those of the test images, in one
+        array or (in a list) in two.
+    image_stats : path, DataFrame or a list of them, optional
+        Ids and a column for each statistic, as ``cnn-extract stats`` writes it.
     id_column, label_column : str, optional
         Default: ``image_id`` and ``labels`` where there, else the first and the second column.
     logits : bool, default False
@@ -210,6 +240,15 @@ def import_predictions(
     extra = _extra(metadata, everything, how)
     if "fold" not in extra:
         extra["fold"] = _folds(Y, extra.get("split_group"), len(everything), how)
+    alike = given_ids is not None or np.array_equal(ids, truth.image_ids)
+    images = Images(everything, len(ids), alike, id_column, say)
+    for kind, sources in (("embeddings", embeddings), ("imagenet_logits", imagenet_logits)):
+        extra[kind] = {
+            name: read_vectors_of(source, images, f"{kind} {name!r}")
+            for name, source in (sources or {}).items()
+        }
+    if image_stats is not None:
+        extra["image_stats"] = read_statistics(image_stats, images)
     return FeatureStore.from_arrays(
         out,
         image_ids=everything,

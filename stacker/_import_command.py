@@ -64,6 +64,25 @@ def import_command(
             show_default=False,
         ),
     ] = None,
+    embeddings: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Embeddings, files like FILES: ids inside, or a row for each labelled image and "
+            "(with 'test' in the file's name) for each test image.",
+            show_default=False,
+        ),
+    ] = None,
+    imagenet_logits: Annotated[
+        list[str] | None,
+        typer.Option(help="Logits of the 1,000 ImageNet classes, likewise.", show_default=False),
+    ] = None,
+    image_stats: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="CSV or Parquet of ids and statistics, as cnn-extract stats writes it.",
+            show_default=False,
+        ),
+    ] = None,
     id_column: Annotated[
         str | None,
         typer.Option(help="Column of ids. Default: image_id, else the first.", show_default=False),
@@ -86,10 +105,11 @@ def import_command(
     quiet: Quiet = False,
 ) -> None:
     """Make a store of predictions in files, naming what does not match."""
-    from features.importing import find_files, import_predictions
+    from features.importing import find_context_files, find_files, import_predictions
 
     refuse_existing(out, force=force)
     out_of_fold, new = find_files(files, test or [])
+    vectors, scores = (find_context_files(given or []) for given in (embeddings, imagenet_logits))
     log = Log(quiet=quiet)
     log(f"out-of-fold: {', '.join(out_of_fold)}; test: {', '.join(new) or 'none'}")
     with temporary_beside(out, force=force) as folder:
@@ -102,6 +122,9 @@ def import_command(
             image_ids=ids,
             test_ids=test_ids,
             metadata=metadata,
+            embeddings=vectors,
+            imagenet_logits=scores,
+            image_stats=image_stats,
             id_column=id_column,
             label_column=label_column,
             logits=logits,
@@ -112,6 +135,11 @@ def import_command(
         known = int(store.labels_known.sum())
         found = {
             "models": len(store.models),
+            **{
+                what: len(names)
+                for what, names in (("embeddings", vectors), ("ImageNet logits", scores))
+                if names
+            },
             "classes": store.n_classes,
             "labelled images": known,
             "test images": store.n_images - known,

@@ -98,6 +98,11 @@ def test_the_page_on_own_predictions_runs(own_files):
     """The first thing that people try on their own data ends in an error."""
     arrays = [str(path) for path in sorted(Path().glob("*_*.npy"))]
     given = ["--labels", "labels.csv", "--classes", "classes.txt", "--test-ids", "test.txt"]
+    Path("vectors").mkdir()
+    np.save("vectors/train.npy", np.ones((240, 64)))
+    np.save("vectors/test.npy", np.ones((60, 64)))
+    for part in ("train", "test"):
+        given += ["--embeddings", f"se101=vectors/{part}.npy"]
     made = CliRunner().invoke(stacker.cli.app, ["import", *arrays, *given, "--out", "store"])
     assert made.exit_code == 0, made.output
     found = run_blocks("own-predictions.md")

@@ -40,6 +40,33 @@ def test_logits_are_refused_by_the_name_of_the_option_that_repairs_them(files):
     assert run("--logits", "--force").exit_code == 0
 
 
+def test_context_joins_by_patterns_and_names(files, rng):
+    """Most of the gain comes from embeddings, and a folder of arrays needed Python for them."""
+    vectors = rng.normal(size=(60, 3))
+    np.save("v_train.npy", vectors[:50])
+    np.save("v_test.npy", vectors[50:])
+    for model in "ab":
+        np.save(f"{model}_test.npy", rng.normal(size=(10, 6)))
+    rows = pd.Index([*range(50), *(f"test{i}" for i in range(10))], name="image_id")
+    pd.DataFrame({"width": range(60)}, rows).to_csv("stats.csv")
+    done = run(
+        *("--test", "a_test.npy", "--test", "b_test.npy", "--logits"),
+        *("--embeddings", "v_*.npy", "--imagenet-logits", "lite0=v_train.npy"),
+        *("--image-stats", "stats.csv"),
+    )
+    assert done.exit_code == 2
+    assert "imagenet_logits 'lite0' has 50 rows; there are 50 labelled and 10 test" in done.stderr
+    done = run(
+        *("--test", "a_test.npy", "--test", "b_test.npy", "--logits"),
+        *("--embeddings", "v_*.npy", "--image-stats", "stats.csv"),
+    )
+    assert done.exit_code == 0, done.stderr
+    assert "embeddings" in done.stdout
+    stack = FeatureStore.open("store").to_stack()
+    np.testing.assert_allclose(stack.embeddings["v"], vectors, rtol=1e-3)
+    assert stack.image_stats["width"].tolist() == list(range(60))
+
+
 def test_on_a_terminal_it_asks(files, monkeypatch):
     """The question names the mismatch; yes repairs it, no refuses."""
     asked = []
