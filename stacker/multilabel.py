@@ -224,11 +224,11 @@ class StackingMultilabelClassifier(ClassifierMixin, _BaseComposition):
         Where `fit` had a vector: accuracy.
         """
         check_is_fitted(self, "final_estimator_")
+        if sample_weight is not None and not self.one_label_:
+            raise ValueError("sample_weight must be None: F-beta of label sets has no weights.")
         y = in_order_of(as_pandas(y), index_of(X), None if self.one_label_ else self.classes_)
         if self.one_label_:
             return float(super().score(X, y, sample_weight))
-        if sample_weight is not None:
-            raise ValueError("sample_weight must be None: F-beta of label sets has no weights.")
         final = self.final_estimator_
         beta, average = getattr(final, "beta", 2.0), getattr(final, "average", "samples")
         y = as_pandas(y)
