@@ -27,6 +27,8 @@ from stacker._tuning_space import Settings, default_draw, draw_settings
 if TYPE_CHECKING:
     import optuna
 
+    from stacker.estimator import PairStacker
+
 __all__ = ["fail_orphans", "open_storage", "study_frame", "tune", "tune_known"]
 
 logger = logging.getLogger(__name__)
@@ -43,7 +45,7 @@ Step = Callable[[str], None]
 
 
 def tune(
-    model: Any,
+    model: PairStacker,
     X: Any,
     Y: Any = None,
     groups: ArrayLike | None = None,
@@ -55,7 +57,7 @@ def tune(
     storage: str | None = None,
     objective: str = "fbeta",
     step: Step | None = None,
-) -> Any:
+) -> PairStacker:
     """Find better settings for a `PairStacker`.
 
     Parameters
@@ -115,7 +117,7 @@ def tune(
 
 
 def tune_known(
-    model: Any,
+    model: PairStacker,
     train: TrainingSet,
     *,
     n_trials: int,
@@ -123,7 +125,7 @@ def tune_known(
     storage: str | None = None,
     objective: str = "fbeta",
     step: Step | None = None,
-) -> Any:
+) -> PairStacker:
     """Do the same on a training set that was read already.
 
     Examples

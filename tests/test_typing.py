@@ -28,6 +28,7 @@ from stacker import (
 )
 from stacker.adapt import PriorShift, TargetAdapter
 from stacker.calibration import ProbabilityCalibrator
+from stacker.tuning import tune
 
 probs = np.full((4, 3), 0.5, dtype=np.float32)
 Y = np.eye(4, 3, dtype=np.int8)
@@ -37,6 +38,7 @@ model: PairStacker = PairStacker(cv=3, random_state=0).fit(stack, Y, groups=[0, 
 proba: NDArray[np.float32] = model.predict_proba(stack)
 labels: list[list[str]] = model.predict_labels(stack)
 score: float = model.score(stack, Y)
+tuned: PairStacker = tune(model, stack, Y, n_trials=2)
 loaded: PairStacker = PairStacker.load(Path("model"))
 decision: FBetaDecision = FBetaDecision(strategy="expected").fit(probs, Y)
 f2: float = fbeta_score(Y, decision.predict(probs), beta=2.0, average="macro")
@@ -55,10 +57,12 @@ features: PairFeatures = PairFeatures(blocks=("logits",))
 
 WRONG = """
 from stacker import FBetaDecision, PairStacker
+from stacker.tuning import tune
 
 PairStacker(booster=3)
 FBetaDecision(beta="two")
 x: int = PairStacker().predict_labels([])
+tune(3, [])
 """
 
 
@@ -93,4 +97,4 @@ def test_a_users_script_passes_mypy_strict_and_mistakes_are_found(tmp_path):
     pytest.importorskip("mypy")
     assert check(tmp_path, USER) == []
     errors = check(tmp_path, WRONG)
-    assert len(errors) == 3, errors
+    assert len(errors) == 4, errors
