@@ -13,6 +13,7 @@ from scipy import sparse
 __all__ = [
     "CHECK_BLOCK",
     "MAX_NAME_LENGTH",
+    "advice_of",
     "align_frame",
     "as_canonical_csr",
     "as_float",
@@ -31,6 +32,8 @@ MAX_NAME_LENGTH = 4096
 
 # Values are checked in blocks, so the temporaries stay small beside the data itself.
 CHECK_BLOCK = 1 << 22
+ROUNDING = 1e-3  # values no further outside [0, 1] may be probabilities all the same
+LARGEST = 1e15  # of what is squared and summed in float32
 
 
 def first_few(values: Iterable[Any], n: int = 5) -> str:
@@ -249,16 +252,22 @@ def check_probabilities(
     row, column = _cell(values, first)
     value = float(flat[first])
     place = f"first: model {model!r}, image {str(image_ids[row])!r}, "
-    place += f"class {str(classes[column])!r}, value {value:.4g}"
+    place += f"class {str(classes[column])!r}, value {value:.9g}"
     if not np.isfinite(value):
         raise ValueError(
             f"probabilities must be finite; {bad:,} values are not or lie outside [0, 1], {place}. "
             "Find the rows the model failed on and predict them again."
         )
     raise ValueError(
-        f"probabilities must lie in [0, 1]; {bad:,} values do not, {place}. "
-        f"Apply a sigmoid if these are logits."
+        f"probabilities must lie in [0, 1]; {bad:,} values do not, {place}. {advice_of(value)}"
     )
+
+
+def advice_of(value: float) -> str:
+    """Say what to do about a value outside [0, 1]; a little outside, it may be no logit."""
+    advice = "Apply a sigmoid if these are logits."
+    near = -ROUNDING <= value <= 1 + ROUNDING
+    return f"Clip them if this is rounding (np.clip(values, 0, 1)). {advice}" if near else advice
 
 
 def _count_bad(flat: NDArray[np.floating]) -> tuple[int, int]:
@@ -295,4 +304,11 @@ def check_finite(values: NDArray[np.floating], *, what: str, image_ids: NDArray[
             raise ValueError(
                 f"{what} must be finite; image {image!r} has NaN or infinity. "
                 "Compute it again, or keep float32 if float16 overflowed."
+            )
+        # float16 reaches 65,504 and is not compared with what it cannot hold.
+        if block.dtype != np.float16 and max(block.max(), -block.min()) > LARGEST:
+            at = start + int(np.flatnonzero((np.abs(block) > LARGEST).any(axis=1))[0])
+            raise ValueError(
+                f"{what} must lie within {LARGEST:g} of 0; image {str(image_ids[at])!r} has more, "
+                "and squares would overflow. Scale the values."
             )

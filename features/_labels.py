@@ -50,7 +50,7 @@ def as_label_matrix(
     if not sparse.issparse(Y) and _is_label_lists(Y):
         matrix = _matrix_of_lists(Y, names)
     else:
-        matrix = _binary_csr(Y)
+        matrix = _binary_csr(Y, names, image_ids)
     if matrix.shape != (n_images, len(names)):
         raise ValueError(
             f"Y must have shape (n_images, n_classes) = {(n_images, len(names))}; "
@@ -101,17 +101,37 @@ def _matrix_of_lists(Y: Iterable[Iterable[str]], names: NDArray[np.str_]) -> spa
     return matrix
 
 
-def _binary_csr(Y: Any) -> sparse.csr_array:
-    values: Any = Y.tocsr(copy=True) if sparse.issparse(Y) else np.asarray(Y)
+def _binary_csr(Y: Any, names: NDArray[np.str_], image_ids: ArrayLike | None) -> sparse.csr_array:
+    values: Any = sparse.coo_array(Y) if sparse.issparse(Y) else np.asarray(Y)
     if values.ndim != 2:
         raise ValueError(f"Y must have shape (n_images, n_classes); got {values.shape}")
-    if sparse.issparse(values):
-        values.sum_duplicates()  # an entry that is stored twice is a 2
     data = np.asarray(values.data if sparse.issparse(values) else values)
-    if data.dtype.kind not in "biuf" or not ((data == 0) | (data == 1)).all():
-        wrong = data[(data != 0) & (data != 1)] if data.dtype.kind in "biuf" else data
-        raise ValueError(f"Y must hold 0 and 1 only; found {wrong.reshape(-1)[:3].tolist()}")
+    if data.dtype.kind not in "biuf":
+        raise ValueError(f"Y must hold 0 and 1 only; found {data.reshape(-1)[:3].tolist()}")
+    if not ((data == 0) | (data == 1)).all():
+        _refuse_other_values(values, names, image_ids)
     matrix = sparse.csr_array(values, dtype=np.int8)
     matrix.eliminate_zeros()
+    matrix.sum_duplicates()
+    if matrix.nnz and matrix.data.max() > 1:
+        raise ValueError("Y must hold 0 and 1 only; an entry is stored twice. Sum duplicates.")
     matrix.sort_indices()
     return matrix
+
+
+def _refuse_other_values(values: Any, names: NDArray[np.str_], image_ids: ArrayLike | None) -> None:
+    """Name the first cell that is neither 0 nor 1."""
+    if sparse.issparse(values):
+        cells = sparse.coo_array(values)
+        at = int(np.flatnonzero((cells.data != 0) & (cells.data != 1))[0])
+        value, (row, column) = cells.data[at], (int(axis[at]) for axis in cells.coords)
+    else:
+        row, column = (int(axis[0]) for axis in np.nonzero((values != 0) & (values != 1)))
+        value = values[row, column]
+    ids = np.empty(0) if image_ids is None else np.asarray(image_ids).ravel()
+    image = str(ids[row] if row < len(ids) else row)
+    known = str(names[column] if column < len(names) else column)
+    raise ValueError(
+        f"Y must hold 0 and 1 only; found {value}, first: image {image!r}, class {known!r}. Give "
+        "1 where an image has the class, else 0."
+    )

@@ -31,8 +31,6 @@ from features.store import FeatureStore
 
 __all__ = ["find_context_files", "find_files", "import_predictions", "read_predictions"]
 
-# Values no further outside [0, 1] are rounding, not logits.
-ROUNDING = 1e-3
 N_FOLDS = 5
 
 Ask = Callable[[str], bool]
@@ -421,7 +419,7 @@ def _in_range(array: NDArray[np.float32], where: str, how: _Request) -> NDArray[
     low, high = float(array.min()), float(array.max())
     if low >= 0 and high <= 1:
         return array
-    if low >= -ROUNDING and high <= 1 + ROUNDING:
+    if low >= -checks.ROUNDING and high <= 1 + checks.ROUNDING:
         raise ValueError(
             f"range: {where} has values from {low:.9g} to {high:.9g}, just outside [0, 1]: clip "
             "them (np.clip(values, 0, 1))."

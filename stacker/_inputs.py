@@ -11,6 +11,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
 
+from features._checks import advice_of
 from stacker._frame_order import as_pandas, in_one_order
 
 __all__ = [
@@ -330,8 +331,8 @@ def _check_range(values: NDArray[Any], matrix: Any, name: str) -> None:
     negative = f"Negative values in data: {name}" if low < 0 else name
     raise ValueError(
         f"{negative} must lie in [0, 1]; {int(bad.sum()):,} values do not, first: image {image}, "
-        f"class {klass}, value {value:.4g} (n_samples={matrix.shape[0]}, "
-        f"n_features={matrix.shape[1]}). Apply a sigmoid if these are logits."
+        f"class {klass}, value {value:.9g} (n_samples={matrix.shape[0]}, "
+        f"n_features={matrix.shape[1]}). {advice_of(value)}"
     )
 
 

@@ -71,6 +71,42 @@ def test_numbers_that_are_no_probabilities_are_refused_by_name(value, message, n
     assert "'7'" in str(found.value)
 
 
+def test_values_just_outside_are_shown_as_they_are(noisy):
+    """1.00001 was shown as "value 1", with the advice to apply a sigmoid alone."""
+    labels, probs = noisy
+    bad = probs[0].copy()
+    bad[7, 2] = 1.00001
+    with pytest.raises(ValueError, match=r"value 1\.0000\d+\. Clip them if this is rounding"):
+        Stack({"good": probs[1], "bad": bad})
+    with pytest.raises(ValueError, match=r"value 1\.0000\d+ .*Clip them if this is rounding"):
+        FBetaDecision().fit(bad, labels)
+
+
+@pytest.mark.parametrize("value", [2, np.nan, 0.5])
+def test_labels_that_are_no_labels_are_named(value, noisy):
+    """The message said "found [nan]", of a million images and ten thousand classes."""
+    labels, probs = noisy
+    wrong = labels.astype(float)
+    wrong[7, 2] = value
+    stack = Stack({"a": probs[0]}, image_ids=[f"im{i}" for i in range(60)], classes=list("wxyz"))
+    for given in (wrong, csr_array(wrong)):
+        with pytest.raises(
+            ValueError, match=r"only; found .*, first: image '.*7', class 'y'\. Give"
+        ):
+            PairStacker(cv=2).fit(stack, given)
+
+
+def test_embeddings_whose_squares_overflow_are_refused(noisy):
+    """scipy said "array must not contain infs or NaNs", of whatever array."""
+    _, probs = noisy
+    values = np.ones((60, 3), np.float32)
+    values[5] = 3e38
+    match = r"embeddings 'e' must lie within 1e\+15 of 0; image '5' has more"
+    with pytest.raises(ValueError, match=match):
+        Stack({"a": probs[0]}, embeddings={"e": values})
+    Stack({"a": probs[0]}, embeddings={"e": np.full((60, 3), 65_504, np.float16)})
+
+
 def test_half_precision_does_not_overflow_in_ratios_and_products():
     """float16 ends at 65,504: a ratio by next to nothing is infinite."""
     half = np.array([[6e-8, 1.0], [0.003, 0.0]], np.float16)
