@@ -114,19 +114,23 @@ class _LabelRows:
             raise ValueError(
                 f"there are {len(classes):,} class names for {matrix.shape[1]:,} columns."
             )
+        place = pd.Index(ids)
+        if place.has_duplicates:
+            raise ValueError(
+                f"image id {place[place.duplicated()][0]!r} stands twice. Give one set an image."
+            )
         self.ids, self.lists, self.matrix, self.classes = ids, lists, matrix, classes
 
     def of_images(self, wanted: NDArray[np.str_], like: Any) -> _LabelRows:
         """Take the images of a sample submission, in its order."""
         place = pd.Index(self.ids)
-        if place.has_duplicates:
-            raise ValueError(f"image id {place[place.duplicated()][0]!r} stands twice.")
         order = place.get_indexer(pd.Index(wanted))
-        missing = wanted[order < 0]
-        if len(missing) or len(self.ids) != len(wanted):
+        missing, more = wanted[order < 0], self.ids[~place.isin(wanted)]
+        if len(missing) or len(more):
+            what, odd = ("are missing", missing) if len(missing) else ("it does not have", more)
             raise ValueError(
                 f"{like} asks for {len(wanted):,} images, there are label sets of "
-                f"{len(self.ids):,}; {len(missing):,} are missing, first: {missing[:3].tolist()}."
+                f"{len(self.ids):,}; {len(odd):,} {what}, first: {odd[:3].tolist()}."
             )
         lists = None if self.lists is None else [self.lists[i] for i in order]
         matrix = None if self.matrix is None else self.matrix[order]
@@ -185,11 +189,15 @@ def _read_rows(
 ) -> _LabelRows:
     names = None if classes is None else np.asarray(classes).astype(np.str_)
     if hasattr(labels, "get_columns"):  # polars has no index: the ids are a column
-        columns = [str(c) for c in labels.columns]
-        own = id_column if id_column in columns else columns[0]
-        labels = pd.DataFrame(labels.to_dict(as_series=False)).set_index(own)
+        frame = pd.DataFrame(labels.to_dict(as_series=False))
+        own = next((c for c in (id_column, "image_id") if c in frame.columns), frame.columns[0])
+        # Without ids beside it the first column must be they; with them it may be a class.
+        named = ids is None or own in (id_column, "image_id") or frame[own].dtype.kind not in "biuf"
+        labels = frame.set_index(own) if named else frame
     if isinstance(labels, pd.DataFrame):
         given = np.asarray(labels.index).astype(np.str_)
+        if ids is not None and isinstance(labels.index, pd.RangeIndex):
+            given = ids
         columns_of = np.asarray(labels.columns).astype(np.str_)
         return _LabelRows(given, None, labels.to_numpy(), columns_of)
     if ids is None:

@@ -62,6 +62,34 @@ def test_probabilities_go_out_wide(tmp_path):
         write_submission(tmp_path / "t.csv", SETS * 0.25, image_ids=IDS, classes=NAMES)
 
 
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_frames_without_ids_take_those_beside_them(tmp_path, library):
+    """`image_ids=` was left aside: rows were called 0, 1, 2, of polars the first class went."""
+    frame = pd.DataFrame({"x": [1, 0, 1], "y": [0, 1, 1]})
+    if library == "polars":
+        frame = pytest.importorskip("polars").from_pandas(frame)
+    path = write_submission(tmp_path / "s.csv", frame, image_ids=["a", "b", "c"])
+    assert path.read_text().split() == ["image_id,labels", "a,x", "b,y", "c,x", "y"]
+
+
+def test_images_that_stand_twice_are_refused(tmp_path):
+    """A competition refuses the file, or scores one of the two lines."""
+    with pytest.raises(ValueError, match=r"image id 'a' stands twice\. Give one set an image"):
+        write_submission(tmp_path / "s.csv", [["x"], []], image_ids=["a", "a"])
+
+
+def test_images_that_the_sample_does_not_have_are_named(tmp_path):
+    """The message said that 0 are missing."""
+    (tmp_path / "sample.csv").write_text("id,labels\na,\n")
+    with pytest.raises(
+        ValueError,
+        match=r"asks for 1 images, there are label sets of 2; 1 it does not have, first: \['b'\]",
+    ):
+        write_submission(
+            tmp_path / "s.csv", [["x"], []], image_ids=["a", "b"], like=tmp_path / "sample.csv"
+        )
+
+
 def test_what_does_not_match_the_sample_is_refused(tmp_path):
     """Missing images, other classes, names that hold the separator, a file that exists."""
     pd.DataFrame({"id": ["x", "q"], "labels": ""}).to_csv(tmp_path / "a.csv", index=False)
