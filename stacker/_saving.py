@@ -35,6 +35,7 @@ def model_tree(model: Any) -> tuple[dict[str, Any], dict[str, str]]:
         "rules": {k: np.asarray(v).tolist() for k, v in model.decision_.cv_results_.items()},
         "boosters": [booster.name for booster in model.boosters_],
         "rounds": model.rounds_,
+        "sparse_output": model.sparse_output_,
         **{name: getattr(model, name) for name in (*SCORES, *ARRAYS)},
         "tuning": _tuning_tree(model),
         "libraries": {name: v for name, v in model.libraries_.items() if name != "python"},
@@ -85,6 +86,7 @@ def _rebuild(cls: Any, tree: dict[str, Any], texts: dict[str, str]) -> Any:
     model.base_decision_ = FBetaDecision.from_state(tree["base_decision"])
     model.decision_.cv_results_ = {k: np.asarray(v) for k, v in tree.get("rules", {}).items()}
     model.rounds_ = tree["rounds"]
+    model.sparse_output_ = tree.get("sparse_output", False)  # models of before have none
     for name in (*SCORES, *ARRAYS):
         setattr(model, name, tree[name])
     if tree.get("tuning"):

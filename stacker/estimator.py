@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, issparse
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
@@ -103,6 +103,8 @@ class PairStacker(FrameMixin, BaseEstimator):
     feature_importances_ : float64 array of shape (n_columns,)
         Share of the boosters' total gain.
     study_ : optuna.Study or None
+    sparse_output_ : bool
+        Whether Y was sparse, and label sets are.
     libraries_ : dict of str
         Versions of Python and the libraries that `fit` ran with; a saved model keeps them.
 
@@ -117,6 +119,7 @@ class PairStacker(FrameMixin, BaseEstimator):
     """
 
     study_: Any = None
+    sparse_output_ = False
 
     def __init__(
         self,
@@ -187,6 +190,7 @@ class PairStacker(FrameMixin, BaseEstimator):
         train = read_training_set(
             X, Y, groups, classes, sample_weight, cv=self.cv, random_state=self.random_state or 0
         )
+        self.sparse_output_ = issparse(Y)
         return self._fit_tuned(train) if self.n_trials else self._fit_known(train)
 
     def _fit_tuned(self, train: TrainingSet) -> "PairStacker":
@@ -376,8 +380,7 @@ class PairStacker(FrameMixin, BaseEstimator):
 
     def _new_decision(self) -> FBetaDecision:
         if self.decision != "auto":
-            params = self.decision.get_params()
-            return FBetaDecision(**params)
+            return FBetaDecision(**self.decision.get_params())
         return FBetaDecision(
             beta=self.beta,
             average=self.average,
@@ -385,9 +388,7 @@ class PairStacker(FrameMixin, BaseEstimator):
             random_state=self.random_state or 0,
         )
 
-    def _held_out_score(
-        self, proba: Any, labels: csr_array, fold: NDArray[np.int64], rule: Any
-    ) -> float:
+    def _held_out_score(self, proba: Any, labels: csr_array, fold: Any, rule: Any) -> float:
         """Score label sets whose thresholds were fitted on the other folds."""
         sets, rows = [], []
         for k in range(int(fold.max()) + 1):
@@ -428,16 +429,16 @@ class PairStacker(FrameMixin, BaseEstimator):
         if self.dask is not None:
             from stacker._dask import corrections, images_of
 
-            images = images_of(X, stack)
-            yield from corrections(self.dask, self.features_, self.boosters_, images)
+            yield from corrections(self.dask, self.features_, self.boosters_, images_of(X, stack))
             return
         for batch in self.features_.batches(stack):
             parts = [booster.correction(batch.features) for booster in self.boosters_]
             yield batch.row_image, batch.row_class, np.mean(parts, axis=0)
 
-    def predict(self, X: Any) -> NDArray[np.int8]:
-        """Label sets, int8 (n_images, n_classes); a CSR array of a top-k stack."""
-        return self.decision_.predict(self.predict_proba(X))
+    def predict(self, X: Any) -> NDArray[np.int8] | csr_array:
+        """Label sets, int8 (n_images, n_classes); CSR of a top-k stack, or after a sparse Y."""
+        sets = self.decision_.predict(self.predict_proba(X))
+        return csr_array(sets) if self.sparse_output_ else sets
 
     def predict_labels(self, X: Any) -> list[list[str]]:
         """Label names of every image, in the order of the classes."""

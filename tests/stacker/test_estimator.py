@@ -38,7 +38,7 @@ def test_fit_gives_out_of_fold_probabilities_and_scores(fitted, slice_stack, sli
 def test_predictions_agree_with_each_other(fitted, slice_stack):
     """`predict` is the decision on `predict_proba`; label lists name the same sets."""
     proba = fitted.predict_proba(slice_stack)
-    sets = fitted.predict(slice_stack)
+    sets = fitted.predict(slice_stack).toarray()
     assert proba.dtype == np.float32
     assert sets.dtype == np.int8
     np.testing.assert_array_equal(sets, fitted.decision_.predict(proba))
@@ -143,6 +143,24 @@ def test_label_lists_and_class_names(slice_stack, slice_labels):
     one = small().fit(probs, lists, classes=names)
     two = small().fit(Stack(probs, classes=names), slice_labels)
     np.testing.assert_array_equal(one.oof_proba_, two.oof_proba_)
+
+
+def test_label_sets_are_sparse_where_the_labels_were(tmp_path, slice_stack, slice_labels):
+    """The contract of `predict`, as with scikit-learn's own multi-label classifiers."""
+    sparse = small().fit(slice_stack, slice_labels)
+    dense = small().fit(slice_stack, slice_labels.toarray())
+    sparse.save(tmp_path / "model")
+    want = dense.predict(slice_stack)
+    assert isinstance(want, np.ndarray)
+    for model in (sparse, PairStacker.load(tmp_path / "model")):
+        sets = model.predict(slice_stack)
+        assert isinstance(sets, csr_array)
+        assert sets.dtype == want.dtype == np.int8
+        np.testing.assert_array_equal(sets.toarray(), want)
+        assert model.predict_labels(slice_stack) == dense.predict_labels(slice_stack)
+    assert isinstance(
+        sparse.fit(slice_stack, slice_labels.toarray()).predict(slice_stack), np.ndarray
+    )
 
 
 def test_cross_val_score_takes_a_stack_and_an_array(slice_stack, slice_labels, slice_groups):

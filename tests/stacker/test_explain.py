@@ -48,7 +48,7 @@ def test_added_and_dropped_labels_are_those_of_the_two_sets(fitted, slice_stack)
     table = fitted.explain(slice_stack, slice_stack.image_ids[image])
     one = slice_stack[[image]]
     before = fitted.base_decision_.predict(fitted.base_.predict(one)[0])[0] > 0
-    after = fitted.predict(one)[0] > 0
+    after = fitted.predict(one).toarray()[0] > 0
     names = slice_stack.classes
     assert set(table.index[table["change"] == "added"]) == set(names[after & ~before])
     assert set(table.index[table["change"] == "dropped"]) == set(names[before & ~after])
