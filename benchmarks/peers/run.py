@@ -189,6 +189,19 @@ def sections(path: str, options: argparse.Namespace, picked: list[str]) -> dict[
     }
 
 
+def shape_sections(options: argparse.Namespace, picked: list[str]) -> dict[str, str | None]:
+    """Tables on iMet's shape, by title."""
+    title = f"iMet's shape (synthetic), {options.images:,} images, 1,103 classes, ten models"
+    data, work, kept = str(options.images), options.work, options.kept
+    some = ["pairstack", *(name for name in SHAPE if name in picked)]
+    return {
+        title: compared(data, dict.fromkeys(some, 1), work, kept=kept),
+        f"{title}: the {TOP} most frequent": compared(
+            data, dict.fromkeys((*OURS, *picked), 1), work, kept=kept, top=True
+        ),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("path", nargs="+", help="'embedded', or a file of predictions")
@@ -205,11 +218,7 @@ def main() -> None:
     for path in options.path:
         parts |= sections(path, options, picked)
     if options.images:
-        title = f"iMet's shape (synthetic), {options.images:,} images, 1,103 classes, ten models"
-        shape = ["pairstack", *(name for name in SHAPE if name in picked)]
-        parts[title] = compared(
-            str(options.images), dict.fromkeys(shape, 1), options.work, kept=options.kept
-        )
+        parts |= shape_sections(options, picked)
     text = (HERE / "about.md").read_text()
     for title, body in parts.items():
         if body is not None:
