@@ -175,7 +175,7 @@ def _base_and_stack(model: Any, stack: Stack) -> dict[str, Predictions]:
 
 def _baselines(model: Any, train: Stack, labels: csr_array, test: Stack) -> dict[str, Predictions]:
     """Every blend and the best single model, fitted on the training images."""
-    known = np.isfinite(model.oof_proba_[:, 0])
+    known = model.folds_ >= 0
     if len(train) != int(known.sum()):
         raise ValueError(
             f"trained_on holds {len(train):,} labelled images; the model was fitted on "
@@ -235,9 +235,9 @@ def training_labels(model: Any, store: Any) -> csr_array:
     ValueError
         If the store has another number of labelled images than the model was fitted on.
     """
-    if store.n_images != len(model.oof_proba_):
+    if store.n_images != len(model.folds_):
         raise ValueError(
-            f"the model was fitted on {len(model.oof_proba_):,} images, but {store.path} has "
+            f"the model was fitted on {len(model.folds_):,} images, but {store.path} has "
             f"{store.n_images:,} labelled ones. Give the store that `stacker fit` read."
         )
     return labels_for(model, store)

@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.sparse import issparse
 from sklearn.utils.validation import check_is_fitted
 
 from features.numeric import logit, sigmoid
 from features.schema import Stack
 from stacker._align import read_known, read_new
+from stacker._proba import cells, values_of
 from stacker.blend import weighted_log_loss
+from stacker.evaluation import log_loss
 from stacker.fbeta import fbeta_score
 
 __all__ = ["explain", "explain_features", "gain_importance", "permutation_importance"]
@@ -112,7 +115,8 @@ def permutation_importance(
     trials = [(None, 0)] + [(block, r) for block in blocks for r in range(n_repeats)]
     found = {trial: base.copy() for trial in trials}
     for batch in model.features_.batches(stack):
-        image, cls = batch.row_image, batch.row_class
+        at = cells(base, batch.row_image, batch.row_class)
+        own_base = values_of(base)[at]
         for trial in trials:
             features = batch.features
             if trial[0] is not None:
@@ -121,9 +125,9 @@ def permutation_importance(
                 own = np.asarray(columns[trial[0]])
                 features[:, own] = batch.features[order][:, own]
             trees = np.mean([b.correction(features) for b in model.boosters_], axis=0)
-            kept = logit(base[image, cls])
-            ahead = _head_start(model, base[image, cls], start[image, cls])
-            found[trial][image, cls] = sigmoid(kept + ahead + model.shrinkage_ * trees)
+            ahead = _head_start(model, own_base, values_of(start)[at])
+            moved = logit(own_base) + ahead + model.shrinkage_ * trees
+            values_of(found[trial])[at] = sigmoid(moved)
     scores = {trial: _scores(model, labels, proba) for trial, proba in found.items()}
     return _permutation_table(scores, blocks, n_repeats, model, stack)
 
@@ -256,8 +260,8 @@ class _Told:
         check_is_fitted(model, "boosters_")
         self.model = model
         one = _one_image(model, X, image)
-        self.base, start = model.base_.predict(one)
-        self.proba = model.predict_proba(one)
+        self.base, start = map(_dense, model.base_.predict(one))
+        self.proba = _dense(model.predict_proba(one))
         # The rules see the image among no others: label sets are made image by image.
         self.before = np.asarray(model.base_decision_.predict(self.base))[0] > 0
         self.after = np.asarray(model.decision_.predict(self.proba))[0] > 0
@@ -299,6 +303,11 @@ class _Told:
             },
             index=pd.Index(self.model.classes_[c], name="class"),
         )
+
+
+def _dense(proba: Any) -> Float:
+    """Probabilities of one image as an array, also of a top-k stack."""
+    return np.asarray(proba.toarray() if issparse(proba) else proba)
 
 
 def contributions(model: Any, features: Float) -> Float:
@@ -354,7 +363,8 @@ def _labelled(
     return stack[picked], labels[picked]
 
 
-def _scores(model: Any, labels: Any, proba: Float) -> tuple[float, float]:
-    sets = model.decision_.predict(proba)
-    loss = weighted_log_loss(logit(proba), labels.toarray().astype(np.float32))
-    return fbeta_score(labels, sets, model.beta, model.average), loss
+def _scores(model: Any, labels: Any, proba: Any) -> tuple[float, float]:
+    score = fbeta_score(labels, model.decision_.predict(proba), model.beta, model.average)
+    if issparse(proba):
+        return score, log_loss(labels, proba)
+    return score, weighted_log_loss(logit(proba), labels.toarray().astype(np.float32))

@@ -7,12 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.sparse import csr_array, issparse
+from typer.testing import CliRunner
 
-from features import Stack
-from stacker import FBetaDecision, PairStacker
+from features import FeatureStore, Stack
+from features.numeric import logit
+from stacker import FBetaDecision, PairStacker, evaluate
 from stacker._proba_scores import _blocks, calibration_curve
 from stacker.blend import BLENDS, cross_fit
+from stacker.cli import app
 from stacker.evaluation import evaluate_sets
+from stacker.explain import permutation_importance
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,6 +92,39 @@ def test_a_stack_of_top_k_is_fitted_saved_and_predicts_sparsely(stacks, slice_la
     model.save(tmp_path / "model")
     again = PairStacker.load(tmp_path / "model").predict_proba(new)
     np.testing.assert_array_equal(again.toarray(), proba.toarray())
+
+
+def test_a_top_k_stack_is_evaluated_explained_and_reported(stacks, slice_labels, tmp_path):
+    """What comes after `fit` asks for a dense matrix: baselines, importance, the report."""
+    for name, rows in (("old", slice(0, 220)), ("new", slice(220, 300))):
+        part = stacks[0][rows]
+        FeatureStore.from_arrays(
+            tmp_path / name,
+            image_ids=part.image_ids,
+            classes=part.classes,
+            probabilities=part.probabilities,
+            labels=slice_labels[rows],
+        )
+    old, new = (FeatureStore.open(tmp_path / name) for name in ("old", "new"))
+    blocks = ("probabilities", "logits", "class_prior")
+    model = PairStacker(blocks=blocks, candidates=8, cv=3, random_state=0, n_jobs=1).fit(old)
+    assert model.shrinkage_ > 0
+    scores = evaluate(model, new, trained_on=old, n=20).table.scores
+    assert set(scores.index) == {"base", "stack", "best_single", *BLENDS}
+    rises = permutation_importance(model, new, n_repeats=1).set_index("block")["log_loss_rise"]
+    assert set(rises.index) == set(blocks)
+    assert rises.max() > 0
+    base, proba = model.base_.predict(new.to_stack())[0].toarray(), model.predict_proba(new)
+    image = int(np.argmax(np.abs(proba.toarray() - base).max(axis=1)))
+    told = model.explain(new, image, labels=new.classes[base[image] > 0].tolist())
+    moved = logit(told["stack"].astype(float)) - logit(told["base"].astype(float))
+    np.testing.assert_allclose(told["correction"], moved, atol=2e-4)
+    model.save(tmp_path / "model")
+    words = ["--store", str(tmp_path / "new"), "--trained-on", str(tmp_path / "old")]
+    command = ["report", str(tmp_path / "model"), *words, "--out", str(tmp_path / "r.html")]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert 'id="importance"' in (tmp_path / "r.html").read_text()
 
 
 SCRIPT = """
