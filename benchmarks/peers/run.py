@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tokenize
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from stacker.evaluation import bootstrap_fbeta, bootstrap_map, mean_average_prec
 from stacker.fbeta import fbeta_score
 
 HERE = Path(__file__).parent
+AT_ONCE = 2  # processes, of one thread each
 ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "NUMBA")}
 TITLE = {"pairstack": "**pairstack**", "pairstack_bare": "pairstack, given probabilities only"}
 TITLE |= {key: peer.name for key, peer in PEERS.items()}
@@ -126,9 +128,12 @@ def compared(
     data: str, wanted: dict[str, int], work: Path, *, kept: bool, top: bool = False
 ) -> str | None:
     """Two tables: scores and costs of every peer on so many outer folds, and the differences."""
+    jobs = [(name, fold) for name, n_folds in wanted.items() for fold in range(n_folds)]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        runs = list(pool.map(lambda job: run_one(data, *job, work, top=top, kept=kept), jobs))
     results: dict[str, list[dict[str, Any]]] = {}
-    for name, n_folds in wanted.items():
-        found = [run_one(data, name, f, work, top=top, kept=kept) for f in range(n_folds)]
+    for name in wanted:
+        found = [run for (peer, _), run in zip(jobs, runs, strict=True) if peer == name]
         if found[0] is not None:
             # Those before the first that is not there: every peer is compared on the same folds.
             results[name] = [part for part in takewhile(lambda one: one is not None, found) if part]
