@@ -20,8 +20,9 @@ demo: $(STAMP)  ## real images to label sets: prints the table, writes report.ht
 
 AT_ONCE ?= 2
 
+# Threads that wait by spinning stand in each other's way where two processes share the cores.
 test: $(STAMP)  ## unit and end-to-end tests, doctests, README's Python blocks (AT_ONCE=n files at once)
-	$(BIN)/python -m pytest --numprocesses $(AT_ONCE) --dist loadfile
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses $(AT_ONCE) --dist loadfile
 
 browser-test: $(STAMP)  ## the report in headless Chromium; installs Chromium where apt-get can
 	command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \
