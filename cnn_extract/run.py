@@ -13,17 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from cnn_extract._fill import fit_heads, has_statistics, read_images
 from cnn_extract._ranks import Ranks, this_rank
 from cnn_extract._settings import ALLOWED, LEAST, check_settings
-from cnn_extract.decode import DecodePool, n_cores
-from cnn_extract.extract import (
-    Backbone,
-    Settings,
-    count_channels,
-    extract_backbone,
-    scan_into_store,
-)
-from cnn_extract.heads import check_heads, write_head
+from cnn_extract.extract import Backbone
+from cnn_extract.heads import check_heads
 from cnn_extract.images import ImageSource, open_images
 from cnn_extract.tables import Labels, lines_of, read_labels, read_metadata, split_groups
 from cnn_extract.weights import find_weights
@@ -353,7 +347,7 @@ def _resumes(
     differ = [k for k in settings if made["settings"].get(k) != settings[k]]
     if made["complete"]:
         raise RefusedError(_complete_message(request.out, differ))
-    if differ == ["images"] and not _has_statistics(store):
+    if differ == ["images"] and not has_statistics(store):
         # Somebody repaired an unreadable image, and nothing dear was computed yet.
         report.log(f"image files changed before all were read: beginning {request.out} anew")
         return False
@@ -379,10 +373,6 @@ def _remove(out: Path | str) -> None:
 def _complete_message(out: Path | str, differ: Sequence[str]) -> str:
     other = f", with other settings ({', '.join(differ)})" if differ else ""
     return f"{out} is complete{other}; choose another --out, or --force to write it anew"
-
-
-def _has_statistics(store: FeatureStore) -> bool:
-    return "image_stats" in store.array_names and store.is_complete("image_stats")
 
 
 def create_store(
@@ -445,71 +435,12 @@ def _fill(
 ) -> Summary:
     """Statistics, backbones, heads; whatever is complete is skipped."""
     summary = Summary(str(request.out), store.n_images, int(store.labels_known.sum()))
-    _read_images(request, store, source, backbones, report, ranks, summary)
+    read_images(request, store, source, backbones, report, ranks, summary)
     if ranks.is_main:
-        _fit_heads(request, store, backbones, report, summary)
+        fit_heads(request, store, backbones, report, summary)
     summary.n_classes = store.n_classes
     skipped = np.flatnonzero(store.skipped)
     summary.errors = {str(store.image_ids[k]): str(store.errors[k]) for k in skipped}
     if summary.already:
         report.log(f"complete already and skipped: {', '.join(summary.already)}")
     return summary
-
-
-def _read_images(
-    request: Request,
-    store: FeatureStore,
-    source: ImageSource,
-    backbones: Sequence[Backbone],
-    report: Reporter,
-    ranks: Ranks,
-    summary: Summary,
-) -> None:
-    """Go through the images: once for their statistics, once for each backbone."""
-    settings = Settings(
-        size=request.size,
-        tta=request.tta,
-        batch_size=request.batch_size,
-        precision=request.precision,
-        device=request.device,
-        compile=request.compile,
-    )
-    n_channels = count_channels(source)
-    workers = n_cores() if request.workers is None else request.workers
-    with DecodePool(source, workers) as pool:
-        if _has_statistics(store):
-            summary.already.append("image_stats")
-        elif ranks.is_main:
-            scan_into_store(
-                store,
-                pool,
-                n_channels=n_channels,
-                on_error=request.on_error,
-                batch_size=request.batch_size,
-                report=report,
-            )
-        ranks.wait()
-        for backbone in backbones:
-            rate = extract_backbone(
-                store, pool, backbone, settings, n_channels=n_channels, report=report, ranks=ranks
-            )
-            if rate is None:
-                summary.already.append(backbone.key)
-            else:
-                summary.rates[backbone.key] = rate
-
-
-def _fit_heads(
-    request: Request,
-    store: FeatureStore,
-    backbones: Sequence[Backbone],
-    report: Reporter,
-    summary: Summary,
-) -> None:
-    """Fit each head on each backbone's embeddings, which are complete by now."""
-    for backbone in backbones:
-        for head in request.heads:
-            name = f"{backbone.key}.{head}"
-            if not write_head(store, backbone.key, head, seed=request.seed, report=report):
-                summary.already.append(name)
-            summary.models.append(name)
