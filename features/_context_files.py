@@ -63,7 +63,7 @@ def read_vectors_of(source: Any, images: Images, where: str) -> NDArray[Any]:
     ValueError
         For missing or repeated images, another number of rows, parts of different widths.
     """
-    parts = [_read(one, images) for one in (source if isinstance(source, list) else [source])]
+    parts = _read_parts(source, images)
     shapes = [np.shape(part) for part in parts]
     if any(len(shape) != 2 for shape in shapes) or len({shape[1:] for shape in shapes}) > 1:
         raise ValueError(f"shapes: {where} must be (n_images, dim); got {shapes}.")
@@ -95,7 +95,7 @@ def read_statistics(source: Any, images: Images) -> pd.DataFrame:
     ValueError
         For files without names, other columns in one than in another, missing or repeated images.
     """
-    parts = [_read(one, images) for one in (source if isinstance(source, list) else [source])]
+    parts = _read_parts(source, images)
     frames = [part for part in parts if _has_ids(part) and is_named(part.columns)]
     for part in frames:
         other = set(part.columns) ^ set(frames[0].columns)
@@ -109,6 +109,10 @@ def read_statistics(source: Any, images: Images) -> pd.DataFrame:
             "statistic, as `cnn-extract stats` writes it."
         )
     return _picked(pd.concat(frames), images, "image_stats")
+
+
+def _read_parts(source: Any, images: Images) -> list[Predictions]:
+    return [_read(one, images) for one in (source if isinstance(source, list) else [source])]
 
 
 def _read(source: Any, images: Images) -> Predictions:

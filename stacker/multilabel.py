@@ -231,9 +231,6 @@ class StackingMultilabelClassifier(ClassifierMixin, _BaseComposition):
             return float(super().score(X, y, sample_weight))
         final = self.final_estimator_
         beta, average = getattr(final, "beta", 2.0), getattr(final, "average", "samples")
-        y = as_pandas(y)
-        if isinstance(y, pd.DataFrame) and set(y.columns) == set(self.classes_):
-            y = y[self.classes_]
         return fbeta_score(check_labels(y), self.predict(X), beta, average)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
