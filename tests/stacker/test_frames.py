@@ -255,6 +255,7 @@ def test_groups_in_a_series_follow_its_index_in_adapters_and_intervals(case):
 def test_methods_are_scored_with_their_frames_in_the_order_of_the_labels(case):
     """Label sets and probabilities of other order were scored against other images."""
     proba, Y, other, _ = case
+    groups = pd.Series(np.repeat(np.arange(20), 3), index=IDS)
     tables = [
         score_methods(
             Y,
@@ -262,10 +263,14 @@ def test_methods_are_scored_with_their_frames_in_the_order_of_the_labels(case):
                 "mean": Predictions("Mean", p, {"samples": (p > 0.5).astype(int)}, is_blend=True),
                 "stack": Predictions("Stack", proba, {"samples": (proba > 0.4).astype(int)}),
             },
+            own_groups,
             averages=["samples"],
             n=20,
         )
-        for p in (proba, other)
+        for p, own_groups in (
+            (proba, groups.to_numpy()),
+            (other, groups.sample(frac=1, random_state=0)),
+        )
     ]
     assert tables[0].to_dict() == tables[1].to_dict()
 
